@@ -1,0 +1,1 @@
+//! (see the owner of this module)
