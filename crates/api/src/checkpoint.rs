@@ -1,0 +1,91 @@
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// What a checkpoint call waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wait {
+    /// The checkpoint can be rolled back to.
+    #[default]
+    Ready,
+    /// Its files survive a crash of the daemon and a loss of power.
+    Durable,
+}
+
+/// Body of `POST /v1/sandboxes/{name}/checkpoints`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CheckpointRequest {
+    pub label: Option<String>,
+    /// Opaque; returned by a rollback to this checkpoint.
+    pub token: Option<String>,
+    pub wait: Wait,
+}
+
+/// A checkpoint that was made.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckpointResult {
+    pub id: String,
+    pub parent: Option<String>,
+    pub label: Option<String>,
+    /// How long the sandbox stood still.
+    pub stopped_ms: f64,
+    pub total_ms: f64,
+    pub phases_ms: BTreeMap<String, f64>,
+    /// New bytes kept for files; absent when the store shares extents and the figure is not known at once.
+    pub file_bytes: Option<u64>,
+    /// New bytes kept for memory.
+    pub memory_bytes: u64,
+    /// How the files were frozen: `switch`, `snapshot` or `unchanged`.
+    pub freeze: String,
+    pub processes: usize,
+    pub durable: bool,
+}
+
+/// Body of `POST /v1/sandboxes/{name}/rollback`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RollbackRequest {
+    /// Id, unique prefix, label, `@`, `~N` or `@~N`.
+    pub to: String,
+}
+
+/// A rollback that was done.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RollbackResult {
+    pub id: String,
+    /// Parent of the checkpoint rolled back to.
+    pub parent: Option<String>,
+    pub label: Option<String>,
+    pub token: Option<String>,
+    pub stopped_ms: f64,
+    pub total_ms: f64,
+    pub phases_ms: BTreeMap<String, f64>,
+    /// Processes that existed at the checkpoint and live on.
+    pub kept: usize,
+    /// Processes that were made anew from the checkpoint.
+    pub recreated: usize,
+    /// Processes that did not exist at the checkpoint and were ended.
+    pub ended: usize,
+}
+
+/// One node of the tree, as `log` shows it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckpointInfo {
+    pub id: String,
+    pub parent: Option<String>,
+    pub label: Option<String>,
+    pub token: Option<String>,
+    pub created_unix_ms: u64,
+    pub file_bytes: Option<u64>,
+    pub memory_bytes: u64,
+    pub processes: usize,
+    pub durable: bool,
+}
+
+/// Answer of `GET /v1/sandboxes/{name}/checkpoints`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Log {
+    pub checkpoints: Vec<CheckpointInfo>,
+    pub current: Option<String>,
+}
