@@ -5,6 +5,7 @@
 
 pub mod btrfs;
 pub mod clone;
+pub mod fd;
 pub mod kcmp;
 pub mod loopdev;
 pub mod mount;
