@@ -1,0 +1,45 @@
+//! Benchmarks through the daemon, as a caller sees it: `cargo run --release -p deltabox-bench -- files`.
+//!
+//! Each scenario runs its baseline in the same run. Nothing here fails on a timing.
+#![forbid(unsafe_code)]
+
+mod client;
+mod daemon;
+mod files;
+mod many;
+mod sample;
+
+use clap::{Parser, ValueEnum};
+
+#[derive(Parser)]
+struct Arguments {
+    /// What to measure.
+    #[arg(value_enum, required = true)]
+    scenarios: Vec<Scenario>,
+    /// Repetitions of each measurement.
+    #[arg(long, default_value_t = 300)]
+    rounds: usize,
+    /// Store to use: auto, btrfs, xfs or directory.
+    #[arg(long, default_value = "auto")]
+    store: String,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Scenario {
+    /// Checkpoint and rollback of files, depth, size of the root, copy-up.
+    Files,
+    /// Creation, first command, many sandboxes at once.
+    Many,
+}
+
+fn main() -> client::Result<()> {
+    let arguments = Arguments::parse();
+    for scenario in arguments.scenarios {
+        let daemon = daemon::Daemon::start(&arguments.store)?;
+        match scenario {
+            Scenario::Files => files::run(&daemon, arguments.rounds)?,
+            Scenario::Many => many::run(&daemon, arguments.rounds)?,
+        }
+    }
+    Ok(())
+}
