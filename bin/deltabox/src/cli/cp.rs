@@ -1,0 +1,178 @@
+//! `deltabox cp`
+//!
+//! Names follow the rules of `cp -r`: into a directory that exists, to a new name otherwise. Files arrive with the
+//! receiver's ownership, and without set-user-id bits on the host: what is inside is not trusted outside.
+
+mod unpack;
+
+use std::io::{self, IsTerminal};
+use std::path::Path;
+
+use deltabox_api::{ApiError, ErrorKind};
+use hyper::Method;
+
+use super::export::copy;
+use super::failure::{Failure, Outcome, usage};
+use crate::client::{BodyWriter, Client, body_channel, escape, request, sandbox_path};
+
+/// Copy files and directories into a sandbox or out of it
+///
+/// One side is NAME:PATH. `-` on the other side is a tar stream: from standard input, unpacked in the directory PATH,
+/// or to standard output.
+#[derive(clap::Args)]
+pub struct Args {
+    #[arg(value_name = "SRC")]
+    source: String,
+    #[arg(value_name = "DST")]
+    target: String,
+}
+
+/// One side of a copy.
+enum Side<'a> {
+    Host(&'a str),
+    Sandbox { name: &'a str, path: &'a str },
+}
+
+impl<'a> Side<'a> {
+    /// `NAME:PATH`, unless a slash comes before the colon.
+    fn parse(text: &'a str) -> Self {
+        match text.split_once(':') {
+            Some((name, path)) if !name.is_empty() && !name.contains('/') => Self::Sandbox { name, path },
+            _ => Self::Host(text),
+        }
+    }
+}
+
+pub fn run(args: &Args) -> Outcome {
+    let client = Client::from_env()?;
+    match (Side::parse(&args.source), Side::parse(&args.target)) {
+        (Side::Host("-"), Side::Sandbox { name, path }) => {
+            upload(&client, name, absolute(path)?, |mut body| {
+                io::copy(&mut io::stdin().lock(), &mut body)?;
+                body.finish()
+            })?;
+        }
+        (Side::Host(source), Side::Sandbox { name, path }) => {
+            copy_in(&client, source, name, absolute(path)?)?
+        }
+        (Side::Sandbox { name, path }, Side::Host("-")) => {
+            if io::stdout().is_terminal() {
+                return Err(usage("the tar would go to a terminal")
+                    .hint("redirect the output")
+                    .into());
+            }
+            let mut body = client.download(&files(name, absolute(path)?))?;
+            copy(&client, &mut body, &mut io::stdout().lock())?;
+        }
+        (Side::Sandbox { name, path }, Side::Host(target)) => {
+            let (path, what) = match absolute(path)?.strip_suffix("/.") {
+                Some(directory) => (directory, unpack::What::Contents),
+                None => (path, unpack::What::Itself),
+            };
+            let body = client.download(&files(name, if path.is_empty() { "/" } else { path }))?;
+            unpack::unpack(body, what, Path::new(target))?;
+        }
+        _ => {
+            return Err(usage("exactly one side of a copy is in a sandbox")
+                .hint("write deltabox cp SRC NAME:DST or deltabox cp NAME:SRC DST")
+                .into());
+        }
+    }
+    Ok(0)
+}
+
+fn absolute(path: &str) -> Result<&str, ApiError> {
+    if path.starts_with('/') {
+        return Ok(path);
+    }
+    Err(usage(format!("the path '{path}' inside the sandbox is not absolute")).hint("write NAME:/PATH"))
+}
+
+fn files(name: &str, path: &str) -> String {
+    sandbox_path(name, &format!("/files?path={}", escape(path)))
+}
+
+fn copy_in(client: &Client, source: &str, name: &str, target: &str) -> Result<(), Failure> {
+    let metadata = std::fs::symlink_metadata(source)
+        .map_err(|error| ApiError::new(ErrorKind::NotFound, format!("'{source}': {error}")))?;
+    let into_directory = target.ends_with('/') || is_directory_inside(client, name, target)?;
+    let (directory, entry) = if into_directory {
+        (target, base_name(source)?)
+    } else {
+        let (parent, base) = target.rsplit_once('/').unwrap_or(("", target));
+        (if parent.is_empty() { "/" } else { parent }, base.to_owned())
+    };
+    let source = source.to_owned();
+    upload(client, name, directory, move |body| {
+        let mut tar = tar::Builder::new(body);
+        tar.follow_symlinks(false);
+        if metadata.is_dir() {
+            tar.append_dir_all(entry, &source)?;
+        } else {
+            tar.append_path_with_name(&source, entry)?;
+        }
+        tar.into_inner()?.finish()
+    })
+}
+
+/// The last component of a path on the host, also of `.` and `..`.
+fn base_name(source: &str) -> Result<String, ApiError> {
+    let path = Path::new(source);
+    let full = if path.file_name().is_some() {
+        Ok(path.to_owned())
+    } else {
+        path.canonicalize()
+    };
+    let name = full
+        .ok()
+        .and_then(|path| path.file_name().and_then(|name| name.to_str()).map(str::to_owned));
+    name.ok_or_else(|| {
+        usage(format!("'{source}' has no name to copy it under"))
+            .hint("give the name inside: NAME:/DIRECTORY/NAME")
+    })
+}
+
+/// Whether the target exists as a directory. The first entry of its tar tells; the rest is not read.
+fn is_directory_inside(client: &Client, name: &str, path: &str) -> Result<bool, ApiError> {
+    let body = match client.download(&files(name, path)) {
+        Ok(body) => body,
+        Err(error) if error.kind == ErrorKind::NotFound => {
+            // Either the path or the sandbox does not exist; the upload will tell which.
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut tar = tar::Archive::new(body);
+    let first = tar.entries().and_then(|mut entries| entries.next().transpose());
+    let first = first.map_err(|error| client.endpoint().unreachable(&error))?;
+    // A link is followed inside, where it means what it says.
+    Ok(first.is_some_and(|entry| {
+        entry.header().entry_type().is_dir() || entry.header().entry_type().is_symlink()
+    }))
+}
+
+/// Sends a tar that `send` produces on a thread of its own.
+fn upload(
+    client: &Client,
+    name: &str,
+    directory: &str,
+    send: impl FnOnce(BodyWriter) -> io::Result<()> + Send,
+) -> Result<(), Failure> {
+    let (writer, body) = body_channel();
+    let request = request(Method::PUT, &files(name, directory), body)?;
+    let (answer, sent) = std::thread::scope(|scope| {
+        let producer = scope.spawn(|| send(writer));
+        let answer = client.perform(request);
+        (answer, producer.join())
+    });
+    match sent.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+        // The producer's failure broke the connection, so the answer says nothing of interest.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ApiError::new(
+            ErrorKind::Usage,
+            format!("cannot read what is to be copied: {error}"),
+        )
+        .into()),
+        // The daemon may stop reading early, and says why, or at the end of the archive.
+        Ok(()) | Err(_) => Ok(answer?),
+    }
+}
