@@ -195,7 +195,7 @@ pub fn peek_siginfo(pid: Pid, queue: Queue, limit: usize) -> io::Result<Vec<RawS
         flags: u32,
         count: i32,
     }
-    let flags = if queue == Queue::Process { libc::PTRACE_PEEKSIGINFO_SHARED as u32 } else { 0 };
+    let flags = if queue == Queue::Process { libc::PTRACE_PEEKSIGINFO_SHARED } else { 0 };
     let mut found = vec![[0u8; SIGINFO_SIZE]; limit];
     let count = c_int::try_from(limit).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let arguments = Arguments { offset: 0, flags, count };

@@ -1,0 +1,411 @@
+//! The descriptor tables of stopped processes as they are now, read from outside.
+//!
+//! Per descriptor one read of `/proc/pid/fdinfo/N`; which descriptors share a description is asked of `kcmp` only
+//! among those that look alike there (same inode, mount, offset and flags, which duplicates always have in
+//! common); the link and the inode's attributes are read once per description.
+
+use std::cell::OnceCell;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use deltabox_sys::kcmp;
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, Statx, StatxFlags};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+
+use super::error::{Error, reading};
+use super::tables::ObjectKey;
+
+/// A stopped process of the sandbox.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Its number in the engine's PID namespace.
+    pub pid: Pid,
+    /// Its number inside the sandbox.
+    pub number: u32,
+    /// All its threads but the leader, in the engine's PID namespace.
+    pub threads: Vec<Pid>,
+}
+
+/// All descriptor tables of a sandbox as they are now.
+#[derive(Debug)]
+pub struct Live {
+    pub(super) processes: Vec<LiveProcess>,
+    pub(super) descriptions: Vec<LiveDescription>,
+    /// The mount id of the sandbox's root.
+    pub(super) root_mount: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct LiveProcess {
+    pub pid: Pid,
+    pub number: u32,
+    pub pidfd: OwnedFd,
+    /// `/proc/pid`.
+    pub dir: OwnedFd,
+    /// Position of the process whose table this one uses too.
+    pub shared_with: Option<usize>,
+    /// A thread with a table or directories of its own.
+    pub odd_thread: Option<Pid>,
+    /// Ordered by descriptor.
+    pub slots: Vec<LiveSlot>,
+    /// POSIX locks, which belong to this process: the descriptor they show at, and the line of fdinfo.
+    pub posix_locks: Vec<(i32, String)>,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LiveSlot {
+    pub fd: i32,
+    pub close_on_exec: bool,
+    pub description: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct LiveDescription {
+    /// Position of a process that has it, and the descriptor it has it at.
+    pub holder: (usize, i32),
+    pub flags: u32,
+    pub pos: i64,
+    pub mount: u64,
+    pub object: ObjectKey,
+    /// Where `/proc/pid/fd/N` leads to, as bytes.
+    pub link: Vec<u8>,
+    pub mode: u32,
+    pub links: u32,
+    pub size: u64,
+    /// Major and minor number of the device this is, if it is one.
+    pub device: (u32, u32),
+    /// mtime and ctime, for "has it changed?".
+    pub changed: Changed,
+    /// The lines of fdinfo after `ino:`.
+    pub info: String,
+    pulled: OnceCell<OwnedFd>,
+}
+
+/// Times of a file that move with every change of its content.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+pub struct Changed {
+    pub mtime: (i64, u32),
+    pub ctime: (i64, u32),
+}
+
+/// One descriptor as fdinfo shows it.
+struct Entry {
+    process: usize,
+    fd: i32,
+    close_on_exec: bool,
+    flags: u32,
+    pos: i64,
+    mount: u64,
+    ino: u64,
+    info: String,
+}
+
+impl Live {
+    /// Reads the tables of all processes. Nothing is changed, and nothing is held open but the processes.
+    ///
+    /// # Errors
+    /// When `/proc` cannot be read or a process is gone.
+    pub fn read(members: &[Member], root: BorrowedFd<'_>) -> Result<Live, Error> {
+        let root_mount = statx(root, "", AtFlags::EMPTY_PATH)
+            .map_err(|e| reading(0, "the root of the sandbox", e))?
+            .stx_mnt_id;
+        let mut live = Live { processes: Vec::new(), descriptions: Vec::new(), root_mount };
+        let mut entries = Vec::new();
+        for member in members {
+            live.add_process(member, &mut entries)?;
+        }
+        live.group(entries)?;
+        Ok(live)
+    }
+
+    fn add_process(&mut self, member: &Member, entries: &mut Vec<Entry>) -> Result<(), Error> {
+        let failed = |what: &'static str| move |e: Errno| reading(member.number, what, e);
+        let pidfd =
+            pidfd_open(member.pid, PidfdFlags::empty()).map_err(failed("a handle of the process"))?;
+        let dir = rustix::fs::open(
+            format!("/proc/{}", member.pid.as_raw_nonzero()),
+            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(failed("its directory in /proc"))?;
+        let position = self.processes.len();
+        let shared_with = self.shares_table_with(member)?;
+        let mut odd_thread = None;
+        for &thread in &member.threads {
+            for resource in [kcmp::Resource::Files, kcmp::Resource::Fs] {
+                if compare(member.number, || kcmp::tasks(member.pid, thread, resource))? != Ordering::Equal {
+                    odd_thread = Some(thread);
+                }
+            }
+        }
+        if shared_with.is_none() {
+            read_entries(position, member.number, &dir, entries)?;
+        }
+        self.processes.push(LiveProcess {
+            pid: member.pid,
+            number: member.number,
+            pidfd,
+            dir,
+            shared_with,
+            odd_thread,
+            slots: Vec::new(),
+            posix_locks: Vec::new(),
+        });
+        Ok(())
+    }
+
+    fn shares_table_with(&self, member: &Member) -> Result<Option<usize>, Error> {
+        for (position, other) in self.processes.iter().enumerate() {
+            if other.shared_with.is_none()
+                && compare(member.number, || {
+                    kcmp::tasks(member.pid, other.pid, kcmp::Resource::Files)
+                })? == Ordering::Equal
+            {
+                return Ok(Some(position));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Finds out which descriptors share a description.
+    fn group(&mut self, entries: Vec<Entry>) -> Result<(), Error> {
+        type Look = (u64, u64, u32, i64);
+        let mut alike: HashMap<Look, Vec<usize>> = HashMap::with_capacity(entries.len());
+        for entry in entries {
+            let posix = entry.info.lines().filter(|l| l.starts_with("lock:") && l.contains(" POSIX "));
+            self.processes[entry.process].posix_locks.extend(posix.map(|l| (entry.fd, l.to_owned())));
+            let look = (entry.ino, entry.mount, entry.flags, entry.pos);
+            let bucket = alike.entry(look).or_default();
+            let description = match self.find_in(bucket, &entry)? {
+                Ok(known) => known,
+                Err(at) => {
+                    let new = self.descriptions.len();
+                    bucket.insert(at, new);
+                    let (process, fd) = (entry.process, entry.fd);
+                    let description = self.describe(process, fd, &entry)?;
+                    self.descriptions.push(LiveDescription { info: entry.info, ..description });
+                    self.processes[process].slots.push(LiveSlot {
+                        fd,
+                        close_on_exec: entry.close_on_exec,
+                        description: new,
+                    });
+                    continue;
+                }
+            };
+            self.processes[entry.process].slots.push(LiveSlot {
+                fd: entry.fd,
+                close_on_exec: entry.close_on_exec,
+                description,
+            });
+        }
+        for process in &mut self.processes {
+            process.slots.sort_unstable_by_key(|s| s.fd);
+        }
+        Ok(())
+    }
+
+    /// Binary search by the kernel's order: the description, or where a new one belongs.
+    fn find_in(&self, bucket: &[usize], entry: &Entry) -> Result<Result<usize, usize>, Error> {
+        let process = &self.processes[entry.process];
+        let (mut low, mut high) = (0, bucket.len());
+        while low < high {
+            let middle = (low + high) / 2;
+            let (other, fd) = self.descriptions[bucket[middle]].holder;
+            let order = compare(process.number, || {
+                kcmp::descriptions(process.pid, entry.fd, self.processes[other].pid, fd)
+            })?;
+            match order {
+                Ordering::Equal => return Ok(Ok(bucket[middle])),
+                Ordering::Less => high = middle,
+                Ordering::Greater => low = middle + 1,
+            }
+        }
+        Ok(Err(low))
+    }
+
+    fn describe(&self, position: usize, fd: i32, entry: &Entry) -> Result<LiveDescription, Error> {
+        let process = &self.processes[position];
+        let failed = |what: &'static str| move |e: Errno| reading(process.number, what, e);
+        let path = format!("fd/{fd}");
+        let link = rustix::fs::readlinkat(&process.dir, path.as_str(), Vec::with_capacity(128))
+            .map_err(failed("the name of a descriptor"))?;
+        let attributes = statx(process.dir.as_fd(), &path, AtFlags::empty())
+            .map_err(failed("the attributes of a descriptor"))?;
+        Ok(LiveDescription {
+            holder: (position, fd),
+            flags: entry.flags,
+            pos: entry.pos,
+            mount: entry.mount,
+            object: ObjectKey { dev: device(&attributes), ino: attributes.stx_ino },
+            link: link.into_bytes(),
+            mode: u32::from(attributes.stx_mode),
+            links: attributes.stx_nlink,
+            size: attributes.stx_size,
+            device: (attributes.stx_rdev_major, attributes.stx_rdev_minor),
+            changed: Changed {
+                mtime: (attributes.stx_mtime.tv_sec, attributes.stx_mtime.tv_nsec),
+                ctime: (attributes.stx_ctime.tv_sec, attributes.stx_ctime.tv_nsec),
+            },
+            info: String::new(),
+            pulled: OnceCell::new(),
+        })
+    }
+
+    /// A duplicate of a description in our own table. It keeps the object alive until `self` is dropped, which has
+    /// to happen before the processes go on: an end of a pipe held here would hide that the last one was closed.
+    pub(super) fn pull(&self, description: usize) -> Result<BorrowedFd<'_>, Error> {
+        let live = &self.descriptions[description];
+        if let Some(fd) = live.pulled.get() {
+            return Ok(fd.as_fd());
+        }
+        let process = &self.processes[live.holder.0];
+        let fd = pidfd_getfd(&process.pidfd, live.holder.1, PidfdGetfdFlags::empty())
+            .map_err(|e| reading(process.number, "a duplicate of a descriptor", e))?;
+        Ok(live.pulled.get_or_init(|| fd).as_fd())
+    }
+
+    /// The description behind a descriptor of the process with this number inside the sandbox.
+    pub(super) fn at(&self, number: u32, fd: i32) -> Option<usize> {
+        let process = self.processes.iter().find(|p| p.number == number)?;
+        let process = process.shared_with.map_or(process, |other| &self.processes[other]);
+        let slot = process.slots.binary_search_by_key(&fd, |s| s.fd).ok()?;
+        Some(process.slots[slot].description)
+    }
+
+    /// The process and descriptor to name a description by.
+    pub(super) fn name(&self, description: usize) -> (u32, i32) {
+        let (process, fd) = self.descriptions[description].holder;
+        (self.processes[process].number, fd)
+    }
+
+    /// Number of processes, descriptors and descriptions.
+    #[must_use]
+    pub fn count(&self) -> (usize, usize, usize) {
+        let descriptors = self.processes.iter().map(|p| p.slots.len()).sum();
+        (self.processes.len(), descriptors, self.descriptions.len())
+    }
+}
+
+impl LiveDescription {
+    /// `O_RDONLY`, `O_WRONLY` or `O_RDWR`.
+    pub fn access(&self) -> u32 {
+        self.flags & libc::O_ACCMODE as u32
+    }
+
+    /// The value of a line `name:  value` of fdinfo.
+    pub fn field(&self, name: &str) -> Option<&str> {
+        self.info.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+    }
+}
+
+fn compare(number: u32, ask: impl FnOnce() -> std::io::Result<Ordering>) -> Result<Ordering, Error> {
+    ask().map_err(|source| Error::Read { process: number, what: "which descriptors are shared", source })
+}
+
+pub(super) fn statx(dir: BorrowedFd<'_>, path: &str, flags: AtFlags) -> Result<Statx, Errno> {
+    rustix::fs::statx(dir, path, flags, StatxFlags::BASIC_STATS | StatxFlags::MNT_ID)
+}
+
+pub(super) fn device(attributes: &Statx) -> u64 {
+    rustix::fs::makedev(attributes.stx_dev_major, attributes.stx_dev_minor)
+}
+
+fn read_entries(
+    process: usize,
+    number: u32,
+    dir: &OwnedFd,
+    entries: &mut Vec<Entry>,
+) -> Result<(), Error> {
+    let failed = |e: Errno| reading(number, "its descriptors", e);
+    let fdinfo =
+        rustix::fs::openat(dir, "fdinfo", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(failed)?;
+    let mut names = [const { MaybeUninit::<u8>::uninit() }; 8192];
+    let mut listing = RawDir::new(&fdinfo, &mut names);
+    let mut text = vec![0_u8; 4096];
+    while let Some(name) = listing.next() {
+        let name = name.map_err(failed)?;
+        let Some(fd) = name.file_name().to_str().ok().and_then(|n| n.parse::<i32>().ok()) else {
+            continue;
+        };
+        let file = rustix::fs::openat(
+            &fdinfo,
+            name.file_name(),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(failed)?;
+        let len = read_whole(&file, &mut text).map_err(failed)?;
+        let entry = parse(process, fd, &text[..len]).ok_or_else(|| failed(Errno::INVAL))?;
+        entries.push(entry);
+    }
+    Ok(())
+}
+
+/// Reads a file of `/proc` whole, growing the buffer as needed; a short read is its end.
+fn read_whole(file: &OwnedFd, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
+    let mut len = 0;
+    loop {
+        let room = buffer.len() - len;
+        let n = rustix::io::read(file, &mut buffer[len..])?;
+        len += n;
+        if n == 0 || n < room {
+            return Ok(len);
+        }
+        buffer.resize(buffer.len() * 2, 0);
+    }
+}
+
+fn parse(process: usize, fd: i32, text: &[u8]) -> Option<Entry> {
+    let text = std::str::from_utf8(text).ok()?;
+    let mut lines = text.splitn(5, '\n');
+    let mut value = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(':').map(str::trim);
+    let pos = value("pos")?.parse().ok()?;
+    let flags = u32::from_str_radix(value("flags")?, 8).ok()?;
+    let mount = value("mnt_id")?.parse().ok()?;
+    let ino = value("ino")?.parse().ok()?;
+    let info = lines.next().unwrap_or("").to_owned();
+    let close_on_exec = flags & libc::O_CLOEXEC as u32 != 0;
+    Some(Entry {
+        process,
+        fd,
+        close_on_exec,
+        flags: flags & !(libc::O_CLOEXEC as u32),
+        pos,
+        mount,
+        ino,
+        info,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fdinfo_is_parsed() {
+        let entry =
+            parse(3, 7, b"pos:\t12\nflags:\t02000002\nmnt_id:\t17\nino:\t1038\neventfd-count: 3\n").unwrap();
+        assert_eq!((entry.process, entry.fd, entry.pos, entry.flags), (3, 7, 12, 2));
+        assert_eq!((entry.mount, entry.ino, entry.close_on_exec), (17, 1038, true));
+        assert_eq!(entry.info, "eventfd-count: 3\n");
+        assert!(parse(0, 0, b"pos:\t1\n").is_none());
+    }
+
+    #[test]
+    fn duplicates_in_our_own_table_are_one_description() {
+        let (read, write) = rustix::pipe::pipe().unwrap();
+        let dup = rustix::io::fcntl_dupfd_cloexec(&read, 0).unwrap();
+        let member = Member { pid: rustix::process::getpid(), number: 1, threads: Vec::new() };
+        let root = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
+        let live = Live::read(&[member], root.as_fd()).unwrap();
+        use std::os::fd::AsRawFd;
+        let at = |fd: &OwnedFd| live.at(1, fd.as_raw_fd()).unwrap();
+        assert_eq!(at(&read), at(&dup));
+        assert_ne!(at(&read), at(&write));
+        assert!(live.descriptions[at(&read)].link.starts_with(b"pipe:["));
+    }
+}

@@ -1,0 +1,126 @@
+//! Regular files: opened again by path when the root moved; without a name, as an anonymous copy.
+//!
+//! A file that was deleted while open has no path to be found by and is in no frozen layer. Its content is kept
+//! at the checkpoint; a rollback leaves the live one alone when nothing touched it since, and otherwise makes an
+//! anonymous file (`O_TMPFILE`): no path is resurrected and nothing of the same name is written to.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use serde::{Deserialize, Serialize};
+
+use super::contents::Contents;
+use super::error::{Error, making};
+use super::live::{Changed, Live, LiveDescription};
+use super::place::{Place, reopen};
+use super::tables::{ContentId, Tables};
+
+/// A regular file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub place: Place,
+    /// Of a file without a name: what it held.
+    pub content: Option<ContentId>,
+    /// Of a file without a name: how to tell that it was not touched since, and what a copy is to look like.
+    pub attributes: Option<Attributes>,
+}
+
+/// Attributes of a file without a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attributes {
+    pub changed: Changed,
+    pub size: u64,
+    pub mode: u32,
+    pub owner: (u32, u32),
+}
+
+pub(super) fn capture(
+    live: &Live,
+    position: usize,
+    previous: Option<&Tables>,
+    contents: &mut dyn Contents,
+) -> Result<State, Error> {
+    let description = &live.descriptions[position];
+    let place = Place::of(live, description);
+    if !matches!(place, Place::Deleted { .. }) {
+        return Ok(State { place, content: None, attributes: None });
+    }
+    let file = live.pull(position)?;
+    let stat = rustix::fs::fstat(file).map_err(making(place.show()))?;
+    let attributes = Attributes {
+        changed: description.changed,
+        size: description.size,
+        mode: stat.st_mode & 0o7777,
+        owner: (stat.st_uid, stat.st_gid),
+    };
+    let content = keep(&place, &attributes, file, previous, contents)?;
+    Ok(State { place, content: Some(content), attributes: Some(attributes) })
+}
+
+/// Keeps the content, without reading it when the times say that nothing changed. A shared mapping writes without
+/// moving the times each time, so "unchanged" also wants no writable description: then the content is compared.
+fn keep(
+    place: &Place,
+    attributes: &Attributes,
+    file: BorrowedFd<'_>,
+    previous: Option<&Tables>,
+    contents: &mut dyn Contents,
+) -> Result<ContentId, Error> {
+    let known = previous.and_then(|tables| {
+        tables.descriptions.iter().find_map(|d| match &d.kind {
+            super::tables::Kind::Regular(old) if old.place == *place => old.content,
+            _ => None,
+        })
+    });
+    let readable = reopen(file, (libc::O_RDONLY | libc::O_NOATIME) as u32).map_err(making(place.show()))?;
+    let _ = attributes;
+    contents
+        .keep(readable.as_fd(), known)
+        .map_err(making(format!("the content of {}", place.show())))
+}
+
+pub(super) fn same(wanted: &State, live: &Live, description: &LiveDescription) -> bool {
+    let fits = wanted.place.fits(live, description.mount, description.object, description.links);
+    match wanted.attributes {
+        // Only an untouched file without a name is left as it is.
+        Some(attributes) => {
+            fits && description.changed == attributes.changed && description.size == attributes.size
+        }
+        None => fits,
+    }
+}
+
+/// Opens the file in the tree at `root`, or makes an anonymous copy there.
+pub(super) fn make(
+    wanted: &State,
+    flags: u32,
+    root: BorrowedFd<'_>,
+    contents: &dyn Contents,
+) -> Result<OwnedFd, Error> {
+    match (wanted.content, wanted.attributes) {
+        (Some(content), Some(attributes)) => {
+            let file = anonymous(root, content, &attributes, contents)
+                .map_err(making(format!("the open file {}", wanted.place.show())))?;
+            Ok(reopen(file.as_fd(), flags).map_err(making(wanted.place.show()))?)
+        }
+        _ => wanted.place.open(root, flags),
+    }
+}
+
+fn anonymous(
+    root: BorrowedFd<'_>,
+    content: ContentId,
+    attributes: &Attributes,
+    contents: &dyn Contents,
+) -> std::io::Result<OwnedFd> {
+    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(root, ".", flags, Mode::from_raw_mode(0o600))?;
+    contents.put_back(file.as_fd(), content)?;
+    let (uid, gid) = attributes.owner;
+    rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    rustix::fs::fchmod(&file, Mode::from_raw_mode(attributes.mode))?;
+    let (seconds, nanoseconds) = attributes.changed.mtime;
+    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanoseconds) };
+    rustix::fs::futimens(&file, &Timestamps { last_access: time, last_modification: time })?;
+    Ok(file)
+}

@@ -1,0 +1,564 @@
+//! One stopped thread.
+//!
+//! A [`Tracee`] owns the ptrace attachment: while it exists the thread stands still (except for the moments in which
+//! injected system calls run), and dropping it puts the program's registers back and lets the thread go on. What the
+//! program had in its registers is read once and kept ([`Context`]); what runs in between never shows.
+//!
+//! # Why the last stop matters
+//! A system call that was interrupted by the stop ends with one of the kernel's internal `-ERESTART*` results. The
+//! kernel turns it into a restart (or `EINTR`) when the thread leaves its *signal* code. The stop of
+//! `PTRACE_INTERRUPT` and the one of a trap instruction are inside of the signal code, so restoring the registers
+//! there is enough. The stop at the exit of an injected system call is not: the thread would go to user mode with
+//! `-ERESTART*` in `rax`. [`Tracee::release`] therefore sends such a thread through one more `PTRACE_INTERRUPT`.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use deltabox_sys::process_vm;
+use deltabox_sys::ptrace::{self, Options, Queue, RawSiginfo, RseqConfiguration, UserRegs, event};
+use rustix::io::Errno;
+
+use crate::error::TraceError;
+use crate::ids::{Addr, HostPid};
+
+/// The longest an injected system call may take before the engine gives up on the thread.
+pub const CALL_LIMIT: Duration = Duration::from_secs(10);
+
+/// `SIGTRAP`, which the engine keeps unblocked while injected code runs.
+const SIGTRAP: i32 = 5;
+
+/// A stop or end that `waitpid` reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// Stopped by `signal`; `event` is one of `PTRACE_EVENT_*` or 0.
+    Stopped { signal: i32, event: i32 },
+    /// The thread has ended; the raw wait status.
+    Ended(i32),
+}
+
+impl Status {
+    fn from_raw(raw: i32) -> Status {
+        if raw & 0xff == 0x7f {
+            Status::Stopped {
+                signal: (raw >> 8) & 0xff,
+                event: raw >> 16,
+            }
+        } else {
+            Status::Ended(raw)
+        }
+    }
+}
+
+/// Waits until `tid` stops or ends, not longer than `limit`. `Ok(None)` when the time is over.
+///
+/// Stops come within microseconds, so this looks often at first and sleeps only when it takes longer.
+pub fn wait(tid: HostPid, limit: Duration) -> Result<Option<Status>, TraceError> {
+    let start = Instant::now();
+    let mut rounds = 0u32;
+    loop {
+        match rustix::process::waitpid(Some(tid.pid()), ptrace::wait_options(true)) {
+            Ok(Some((_, status))) => return Ok(Some(Status::from_raw(status.as_raw()))),
+            Ok(None) => {}
+            Err(Errno::INTR) => continue,
+            Err(Errno::CHILD) => return Err(TraceError::Gone { tid }),
+            Err(error) => {
+                return Err(TraceError::Request {
+                    tid,
+                    what: "wait for",
+                    source: error.into(),
+                });
+            }
+        }
+        rounds += 1;
+        if rounds < 64 {
+            rustix::thread::sched_yield();
+            continue;
+        }
+        let elapsed = start.elapsed();
+        if elapsed > limit {
+            return Ok(None);
+        }
+        if elapsed < Duration::from_millis(1) {
+            rustix::thread::sched_yield();
+        } else {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+}
+
+/// What a thread has in its CPU and signal state while it is stopped, as the program left it.
+#[derive(Clone)]
+pub struct Context {
+    /// General registers. `orig_rax` and `rax` tell of an interrupted system call.
+    pub regs: UserRegs,
+    /// Blocked signals.
+    pub sigmask: u64,
+    /// Signals pending for this thread, oldest first.
+    pub pending: Vec<RawSiginfo>,
+    /// Signals pending for the whole process, oldest first.
+    pub process_pending: Vec<RawSiginfo>,
+    /// Restartable sequences.
+    pub rseq: RseqConfiguration,
+}
+
+/// How the thread came to its present stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum StopKind {
+    /// Inside of the kernel's signal code: a restart is still to be decided.
+    Signal,
+    /// At the exit of a system call: the signal code has to be entered once more before letting go.
+    SyscallExit,
+}
+
+/// A thread held by ptrace. See the module's documentation.
+pub struct Tracee {
+    tid: HostPid,
+    /// `Some` once the thread has been seen to stop.
+    stop: Option<StopKind>,
+    /// The signal of a job control stop the thread is in (`SIGSTOP`, `SIGTSTP`, ...).
+    group_stop: Option<i32>,
+    context: Option<Context>,
+    /// The thread's registers or mask differ at the moment from `context`.
+    disturbed: bool,
+    mask_changed: bool,
+    ended: Option<i32>,
+    /// A signal that was taken away from the program and has to be sent again.
+    held_signal: i32,
+    /// The program ignores `SIGTRAP`.
+    trap_ignored: bool,
+}
+
+impl Tracee {
+    /// Attaches to a running thread without stopping it. `Ok(None)` if there is no such thread (any more).
+    pub fn seize(tid: HostPid, options: Options) -> Result<Option<Tracee>, TraceError> {
+        match ptrace::seize(tid.pid(), options) {
+            Ok(()) => Ok(Some(Tracee::attached(tid))),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(source) => Err(TraceError::Request {
+                tid,
+                what: "attach to",
+                source,
+            }),
+        }
+    }
+
+    /// Takes over a thread that the kernel attached by itself, as the child of a traced thread.
+    #[must_use]
+    pub fn attached(tid: HostPid) -> Tracee {
+        Tracee {
+            tid,
+            stop: None,
+            group_stop: None,
+            context: None,
+            disturbed: false,
+            mask_changed: false,
+            ended: None,
+            held_signal: 0,
+            trap_ignored: false,
+        }
+    }
+
+    /// Tells whether the program ignores `SIGTRAP`, in which case no trap instruction may be used.
+    pub fn set_trap_ignored(&mut self, ignored: bool) {
+        self.trap_ignored = ignored;
+    }
+
+    /// Asks the thread to stop. Returns at once.
+    pub fn interrupt(&mut self) -> Result<(), TraceError> {
+        let result = ptrace::interrupt(self.tid.pid());
+        self.checked("interrupt", result)
+    }
+
+    /// Waits until the thread has stopped after [`Tracee::interrupt`]. `Ok(false)` if it has not within `limit`.
+    pub fn wait_stopped(&mut self, limit: Duration) -> Result<bool, TraceError> {
+        let start = Instant::now();
+        loop {
+            match wait(self.tid, limit.saturating_sub(start.elapsed()))? {
+                None => return Ok(false),
+                Some(Status::Ended(status)) => return Err(self.died(status)),
+                Some(Status::Stopped {
+                    signal,
+                    event: event::STOP,
+                }) => {
+                    self.group_stop = (signal != SIGTRAP).then_some(signal);
+                    self.stop = Some(StopKind::Signal);
+                    return Ok(true);
+                }
+                // Another stop came first, and any stop uses up the interrupt: ask again.
+                Some(Status::Stopped { signal, event }) => {
+                    self.interrupt()?;
+                    let result = ptrace::cont(self.tid.pid(), if event == 0 { signal } else { 0 });
+                    self.checked("continue", result)?;
+                }
+            }
+        }
+    }
+
+    /// The thread's id.
+    #[must_use]
+    pub fn tid(&self) -> HostPid {
+        self.tid
+    }
+
+    /// The signal of the job control stop the program had put the thread in, if any.
+    #[must_use]
+    pub fn group_stop(&self) -> Option<i32> {
+        self.group_stop
+    }
+
+    /// The raw wait status if the thread has ended.
+    #[must_use]
+    pub fn ended(&self) -> Option<i32> {
+        self.ended
+    }
+
+    /// What the program left in the thread. Read once per stop.
+    pub fn context(&mut self) -> Result<&Context, TraceError> {
+        self.context_mut().map(|context| &*context)
+    }
+
+    /// As [`Tracee::context`], to be changed: registers and mask take effect when the thread is let go.
+    pub fn context_mut(&mut self) -> Result<&mut Context, TraceError> {
+        if self.context.is_none() {
+            let pid = self.tid.pid();
+            let read = || -> io::Result<Context> {
+                Ok(Context {
+                    regs: ptrace::get_regs(pid)?,
+                    sigmask: ptrace::get_sigmask(pid)?,
+                    pending: pending(self.tid, Queue::Thread)?,
+                    process_pending: pending(self.tid, Queue::Process)?,
+                    rseq: ptrace::get_rseq(pid)?,
+                })
+            };
+            match read() {
+                Ok(mut context) => {
+                    leave_critical_section(self.tid, &mut context);
+                    self.context = Some(context);
+                }
+                Err(source) => {
+                    return Err(self.request("read", source));
+                }
+            }
+        }
+        self.context.as_mut().ok_or(TraceError::Gone { tid: self.tid })
+    }
+
+    /// Replaces what the program will find in its registers and signal mask.
+    pub fn set_program(&mut self, regs: UserRegs, sigmask: u64) -> Result<(), TraceError> {
+        let context = self.context_mut()?;
+        context.regs = regs;
+        if context.sigmask != sigmask {
+            context.sigmask = sigmask;
+            self.mask_changed = true;
+        }
+        self.disturbed = true;
+        Ok(())
+    }
+
+    /// Forgets the cached [`Context`], whose registers and mask must have been put back before.
+    #[expect(dead_code, reason = "needed by re-creation")]
+    pub(crate) fn forget_context(&mut self) {
+        self.context = None;
+        self.disturbed = false;
+        self.mask_changed = false;
+    }
+
+    /// Whether a trap instruction can end injected code without the program being able to tell: a forced `SIGTRAP`
+    /// would reset an ignored one to its default, and swallow a pending one.
+    fn trap_is_invisible(&mut self) -> Result<bool, TraceError> {
+        let context = self.context()?;
+        let is_trap = |info: &RawSiginfo| i32::from(info[0]) == SIGTRAP;
+        let pending = context.pending.iter().any(is_trap) || context.process_pending.iter().any(is_trap);
+        Ok(!pending && !self.trap_ignored)
+    }
+
+    /// Blocks all signals, so that none of the program is touched by what is about to run. The trap that ends
+    /// injected code must not be blocked: the kernel would reset its action.
+    fn disturb(&mut self) -> Result<(), TraceError> {
+        if !self.mask_changed {
+            let open = if self.trap_is_invisible()? {
+                1 << (SIGTRAP - 1)
+            } else {
+                0
+            };
+            let result = ptrace::set_sigmask(self.tid.pid(), !open);
+            self.checked("mask the signals of", result)?;
+            self.mask_changed = true;
+        }
+        self.disturbed = true;
+        Ok(())
+    }
+
+    /// Runs code at `entry` with `regs` set by `prepare`, until it executes a trap instruction.
+    /// `Ok(None)` if that could be noticed by the program: use [`Tracee::call`] instead.
+    pub(crate) fn run_to_trap(
+        &mut self,
+        prepare: impl FnOnce(&mut UserRegs),
+    ) -> Result<Option<UserRegs>, TraceError> {
+        if !self.trap_is_invisible()? {
+            return Ok(None);
+        }
+        self.start_run(prepare)?;
+        self.finish_run().map(Some)
+    }
+
+    /// The first half of [`Tracee::run_to_trap`]: the code runs, the caller must call [`Tracee::finish_run`].
+    fn start_run(&mut self, prepare: impl FnOnce(&mut UserRegs)) -> Result<(), TraceError> {
+        self.disturb()?;
+        let mut regs = self.context()?.regs;
+        regs.orig_rax = u64::MAX;
+        prepare(&mut regs);
+        let result = ptrace::set_regs(self.tid.pid(), &regs);
+        self.checked("set the registers of", result)?;
+        let result = ptrace::cont(self.tid.pid(), 0);
+        self.checked("continue", result)
+    }
+
+    fn finish_run(&mut self) -> Result<UserRegs, TraceError> {
+        loop {
+            match self.wait_call()? {
+                Status::Stopped {
+                    signal: SIGTRAP,
+                    event: 0,
+                } => {
+                    self.stop = Some(StopKind::Signal);
+                    let result = ptrace::get_regs(self.tid.pid());
+                    return result.map_err(|source| self.request("read", source));
+                }
+                Status::Stopped { signal, event: 0 }
+                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) =>
+                {
+                    self.stop = Some(StopKind::Signal);
+                    return Err(TraceError::Crashed {
+                        tid: self.tid,
+                        signal,
+                    });
+                }
+                Status::Stopped { signal, event } => {
+                    self.pass_over(signal, event);
+                    let result = ptrace::cont(self.tid.pid(), 0);
+                    self.checked("continue", result)?;
+                }
+                Status::Ended(status) => return Err(self.died(status)),
+            }
+        }
+    }
+
+    /// Runs one system call by stepping from its entry to its exit. `instruction` is the address of a `syscall`
+    /// instruction of the program. Events of `clone` and `execve` are reported to `on_event`.
+    pub(crate) fn call(
+        &mut self,
+        instruction: Addr,
+        number: u64,
+        args: [u64; 6],
+        mut on_event: impl FnMut(i32, u64),
+    ) -> Result<Result<u64, Errno>, TraceError> {
+        self.disturb()?;
+        let mut regs = self.context()?.regs;
+        regs.orig_rax = u64::MAX;
+        regs.rax = number;
+        regs.rip = instruction.0;
+        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
+        let result = ptrace::set_regs(self.tid.pid(), &regs);
+        self.checked("set the registers of", result)?;
+        let mut entered = false;
+        loop {
+            let result = ptrace::cont_to_syscall(self.tid.pid(), 0);
+            self.checked("continue", result)?;
+            match self.wait_call()? {
+                Status::Stopped { signal, event: 0 } if signal == SIGTRAP | 0x80 => {
+                    self.stop = Some(StopKind::SyscallExit);
+                    if entered {
+                        break;
+                    }
+                    entered = true;
+                }
+                Status::Stopped {
+                    signal: SIGTRAP,
+                    event,
+                } if event != 0 && event != event::STOP => {
+                    let message = ptrace::event_message(self.tid.pid());
+                    on_event(event, message.map_err(|source| self.request("read", source))?);
+                }
+                Status::Stopped { signal, event: 0 }
+                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) =>
+                {
+                    return Err(TraceError::Crashed {
+                        tid: self.tid,
+                        signal,
+                    });
+                }
+                Status::Stopped { signal, event } => self.pass_over(signal, event),
+                Status::Ended(status) => return Err(self.died(status)),
+            }
+        }
+        let regs = ptrace::get_regs(self.tid.pid()).map_err(|source| self.request("read", source))?;
+        Ok(decode(regs.rax))
+    }
+
+    /// A stop that is not ours: remembers a `SIGSTOP` so that it is not lost.
+    fn pass_over(&mut self, signal: i32, event: i32) {
+        if event == 0 && signal != SIGTRAP {
+            self.held_signal = signal;
+        }
+    }
+
+    fn wait_call(&mut self) -> Result<Status, TraceError> {
+        wait(self.tid, CALL_LIMIT)?.ok_or(TraceError::Stuck { tid: self.tid })
+    }
+
+    /// Puts registers and signal mask back as [`Tracee::context`] says, the thread staying stopped where the kernel
+    /// will do the right thing about an interrupted system call.
+    pub fn settle(&mut self) -> Result<(), TraceError> {
+        if !self.disturbed && !self.mask_changed {
+            return Ok(());
+        }
+        let Some(context) = &self.context else {
+            return Ok(());
+        };
+        let (regs, mask) = (context.regs, context.sigmask);
+        let result = ptrace::set_regs(self.tid.pid(), &regs);
+        self.checked("set the registers of", result)?;
+        if self.stop == Some(StopKind::SyscallExit) {
+            self.enter_signal_code()?;
+        }
+        if self.mask_changed {
+            let result = ptrace::set_sigmask(self.tid.pid(), mask);
+            self.checked("mask the signals of", result)?;
+        }
+        self.mask_changed = false;
+        self.disturbed = false;
+        Ok(())
+    }
+
+    fn enter_signal_code(&mut self) -> Result<(), TraceError> {
+        self.interrupt()?;
+        loop {
+            let result = ptrace::cont(self.tid.pid(), 0);
+            self.checked("continue", result)?;
+            match self.wait_call()? {
+                Status::Stopped {
+                    event: event::STOP, ..
+                } => break,
+                Status::Stopped { signal, event } => self.pass_over(signal, event),
+                Status::Ended(status) => return Err(self.died(status)),
+            }
+        }
+        self.stop = Some(StopKind::Signal);
+        Ok(())
+    }
+
+    /// Puts everything back and lets the thread go on.
+    pub fn release(mut self) -> Result<(), TraceError> {
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<(), TraceError> {
+        if self.ended.is_some() {
+            return Ok(());
+        }
+        if self.stop.is_none() {
+            // Only a stopped thread can be detached.
+            self.interrupt()?;
+            if !self.wait_stopped(CALL_LIMIT)? {
+                return Err(TraceError::Stuck { tid: self.tid });
+            }
+        }
+        let settled = self.settle();
+        let result = ptrace::detach(self.tid.pid(), 0);
+        self.checked("detach from", result)?;
+        self.ended = Some(0);
+        if self.held_signal != 0
+            && let Some(signal) = rustix::process::Signal::from_named_raw(self.held_signal)
+        {
+            let _ = rustix::process::kill_process(self.tid.pid(), signal);
+        }
+        settled
+    }
+
+    /// Gives up the attachment without letting the thread go on: it has been killed or detached by other means.
+    pub(crate) fn abandon(mut self) {
+        self.ended = Some(0);
+    }
+
+    fn died(&mut self, status: i32) -> TraceError {
+        self.ended = Some(status);
+        TraceError::Died {
+            tid: self.tid,
+            status,
+        }
+    }
+
+    fn request(&self, what: &'static str, source: io::Error) -> TraceError {
+        if source.raw_os_error() == Some(libc::ESRCH) {
+            TraceError::Gone { tid: self.tid }
+        } else {
+            TraceError::Request {
+                tid: self.tid,
+                what,
+                source,
+            }
+        }
+    }
+
+    fn checked(&mut self, what: &'static str, result: io::Result<()>) -> Result<(), TraceError> {
+        result.map_err(|source| self.request(what, source))
+    }
+}
+
+impl Drop for Tracee {
+    fn drop(&mut self) {
+        if let Err(error) = self.let_go() {
+            tracing::debug!(tid = self.tid.raw(), %error, "a thread could not be let go in order");
+        }
+    }
+}
+
+/// Splits a raw system call result.
+pub fn decode(raw: u64) -> Result<u64, Errno> {
+    let signed = raw.cast_signed();
+    if (-4095..0).contains(&signed) {
+        Err(Errno::from_raw_os_error(
+            i32::try_from(-signed).unwrap_or(libc::EIO),
+        ))
+    } else {
+        Ok(raw)
+    }
+}
+
+/// All pending signals of a queue.
+fn pending(tid: HostPid, queue: Queue) -> io::Result<Vec<RawSiginfo>> {
+    let mut limit = 8;
+    loop {
+        let found = ptrace::peek_siginfo(tid.pid(), queue, limit)?;
+        if found.len() < limit {
+            return Ok(found);
+        }
+        limit *= 8;
+    }
+}
+
+/// A thread that was stopped inside of a restartable sequence continues at its abort handler, as the kernel would have
+/// it. It has to be done here because injected code runs with another `rip`, at which the kernel forgets the sequence.
+fn leave_critical_section(tid: HostPid, context: &mut Context) {
+    /// Offset of the pointer to the current sequence in `struct rseq`.
+    const CURRENT: u64 = 8;
+    if context.rseq.address == 0 {
+        return;
+    }
+    let mut pointer = [0u8; 8];
+    if process_vm::read_exact(tid.pid(), context.rseq.address + CURRENT, &mut pointer).is_err() {
+        return;
+    }
+    let pointer = u64::from_ne_bytes(pointer);
+    // struct rseq_cs: version and flags (2 x 32 bits), start, length, abort handler (64 bits each).
+    let mut sequence = [0u8; 32];
+    if pointer == 0 || process_vm::read_exact(tid.pid(), pointer, &mut sequence).is_err() {
+        return;
+    }
+    let word = |at: usize| sequence[at..at + 8].try_into().map_or(0, u64::from_ne_bytes);
+    let (start, length, abort) = (word(8), word(16), word(24));
+    if context.regs.rip.wrapping_sub(start) < length {
+        context.regs.rip = abort;
+    }
+}
