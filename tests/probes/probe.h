@@ -493,6 +493,7 @@ int main(int argc, char **argv) {
         if (!strcmp(argv[i], "--dir")) probe_dir = realpath(argv[i + 1], NULL);
         if (!strcmp(argv[i], "--run")) run = argv[i + 1];
     }
+    signal(SIGPIPE, SIG_IGN); /* a helper that is gone is a failure, not the end */
     setup();
     if (run) {
         while (*run && probe_obey(*run)) run++;

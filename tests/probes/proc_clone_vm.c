@@ -4,12 +4,12 @@
 static volatile int ping, pong;
 static pid_t kid;
 static int body(void *unused) {
-    (void)unused;
     struct timespec t = {0, 2000000};
-    for (;;) {
+    while (!unused) {
         if (pong != ping) pong = ping;
         syscall(SYS_nanosleep, &t, NULL);
     }
+    return 0;
 }
 static void setup(void) {
     char *stack = map_anon(65536);

@@ -22,7 +22,7 @@ static void setup(void) {
     parent = stat_field(orphan[0], 4);
 }
 static void check(void) {
-    EQ(task_state(orphan[0]), 'S');
+    wait_state(orphan[0], 'S');
     EQ(stat_field(orphan[0], 4), parent);
 }
 static void mutate(void) {

@@ -10,9 +10,10 @@ static long work(int cmd) {
         MUST(prctl(PR_SET_CHILD_SUBREAPER, 1));
         pid_t *shared = map_shared(PAGE), p = MUST(fork());
         if (!p) {
-            *shared = fork();
-            if (!*shared)
+            pid_t q = fork();
+            if (!q)
                 for (;;) pause();
+            *shared = q;
             _exit(0);
         }
         MUST(waitpid(p, NULL, 0));
@@ -30,6 +31,6 @@ static void setup(void) {
 }
 static void check(void) {
     EQ(ask(&a, 'c'), 1);
-    EQ(task_state(orphan), 'S'), EQ(stat_field(orphan, 4), a.pid);
+    wait_state(orphan, 'S'), EQ(stat_field(orphan, 4), a.pid);
 }
 static void mutate(void) { ask(&a, 'm'); }

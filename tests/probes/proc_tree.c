@@ -29,7 +29,7 @@ static void setup(void) {
 }
 static void check(void) {
     for (int i = 1; i < 13; i++) {
-        EQ(task_state(t->pid[i]), 'S');
+        wait_state(t->pid[i], 'S');
         EQ(stat_field(t->pid[i], 4), t->pid[(i - 1) / 3]);
     }
     int kids = 0;

@@ -28,7 +28,7 @@ static void setup(void) {
 }
 static void check(void) {
     char buf[PATH_MAX] = {0}, path[64];
-    EQ(task_state(child), 'S');
+    wait_state(child, 'S');
     snprintf(path, sizeof path, "/proc/%d/exe", child);
     MUST(readlink(path, buf, sizeof buf - 1));
     CHECK(!strcmp(buf, exe), "the program is %s, not %s", buf, exe);

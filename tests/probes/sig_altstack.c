@@ -2,12 +2,10 @@
 #include "probe.h"
 
 static char *stack;
-static volatile char *where;
+static volatile uintptr_t where;
 static void h(int s) {
-    char c;
     (void)s;
-    where = &c;
-    (void)*where;
+    where = (uintptr_t)__builtin_frame_address(0);
 }
 static void setup(void) {
     stack = map_anon(64 * 1024);
@@ -21,7 +19,7 @@ static void check(void) {
     MUST(sigaltstack(NULL, &st));
     CHECK(st.ss_sp == stack && st.ss_size == 64 * 1024 && st.ss_flags == 0, "it is at %p, %zu bytes, flags %x", st.ss_sp, st.ss_size, st.ss_flags);
     raise(SIGUSR1);
-    CHECK(where > stack && where < stack + 64 * 1024, "the handler ran at %p, not on the alternate stack", (void *)where);
+    CHECK(where > (uintptr_t)stack && where < (uintptr_t)stack + 64 * 1024, "the handler ran at %p, not on the alternate stack", (void *)where);
 }
 static void mutate(void) {
     stack_t st = {.ss_sp = map_anon(128 * 1024), .ss_size = 128 * 1024};

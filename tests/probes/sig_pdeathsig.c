@@ -5,8 +5,8 @@ static agent parent;
 static int *childs;
 static long work(int cmd) {
     if (cmd == 's') {
-        *childs = fork();
-        if (!*childs) {
+        pid_t p = MUST(fork());
+        if (!p) {
             sigset_t s;
             sigemptyset(&s), sigaddset(&s, SIGUSR2), sigprocmask(SIG_BLOCK, &s, NULL);
             prctl(PR_SET_PDEATHSIG, SIGUSR2);
@@ -16,6 +16,7 @@ static long work(int cmd) {
             childs[2] = i.si_pid;
             _exit(0);
         }
+        *childs = p;
         WAIT_FOR(childs[1], 1000);
     }
     return 0;
@@ -29,7 +30,7 @@ static void setup(void) {
 }
 static void check(void) {
     EQ(childs[2], 0);
-    EQ(task_state(*childs), 'S');
+    wait_state(*childs, 'S');
     MUST(kill(parent.pid, SIGKILL));
     CHECK(WAIT_FOR(childs[2] == parent.pid, 2000), "the signal came from %d", childs[2]);
 }

@@ -5,7 +5,7 @@ static pid_t told, untold;
 static void setup(void) {
     told = fork_idle(), untold = fork_idle();
     sleep_ms(10);
-    MUST(kill(told, SIGSTOP)), MUST(kill(untold, SIGTSTP));
+    MUST(kill(told, SIGSTOP)), MUST(kill(untold, SIGSTOP));
     int st;
     EQ(waitpid(told, &st, WUNTRACED), told);
     wait_state(untold, 'T');
@@ -15,7 +15,7 @@ static void check(void) {
     EQ(task_state(told), 'T'), EQ(task_state(untold), 'T');
     EQ(waitpid(told, &st, WUNTRACED | WNOHANG), 0);
     EQ(waitpid(untold, &st, WUNTRACED | WNOHANG), untold);
-    CHECK(WIFSTOPPED(st) && WSTOPSIG(st) == SIGTSTP, "the stop is told as %x", st);
+    CHECK(WIFSTOPPED(st) && WSTOPSIG(st) == SIGSTOP, "the stop is told as %x", st);
     for (int i = 0; i < 2; i++) {
         pid_t p = i ? told : untold;
         MUST(kill(p, SIGCONT));

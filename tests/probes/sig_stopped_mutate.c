@@ -7,7 +7,7 @@ static void setup(void) { a = agent_fork(work), ask(&a, 'x'); }
 static void check(void) {
     int st = 0;
     EQ(waitpid(a.pid, &st, WNOHANG | WUNTRACED | WCONTINUED), 0);
-    EQ(task_state(a.pid), 'S');
+    wait_state(a.pid, 'S');
     EQ(ask(&a, 'y'), 'y');
 }
 static void mutate(void) {

@@ -19,7 +19,7 @@ static void join(int i) {
     EQ((long)v, a[i].pid + 7);
 }
 static void check(void) {
-    for (int i = 0; i < 6; i++) CHECK(task_state(a[i].pid) == 'S', "thread %d is not there", a[i].pid);
+    for (int i = 0; i < 6; i++) wait_state(a[i].pid, 'S');
     for (int i = 0; i < 6; i++) join(i);
 }
 static void mutate(void) {
