@@ -1,1 +1,1 @@
-//! (see the owner of this module)
+//! `prctl` operations that rustix does not offer. (None is needed so far.)

@@ -1,0 +1,390 @@
+//! Finds out where cgroups can be made and which controllers hold there; makes and sweeps them.
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use rustix::fs::{Mode, mkdirat};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
+
+use super::mounts::{Hierarchy, below, hierarchies, own_path};
+use super::{Cgroup, Limits, V1Group, VANISH_WAIT, remove_dir};
+use crate::error::{Context, Error, Result};
+use crate::files;
+
+const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
+
+/// Who holds a limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The controller of the unified hierarchy.
+    V2,
+    /// The controller of a v1 hierarchy.
+    V1,
+    /// Nobody, for this reason.
+    Nowhere(String),
+}
+
+/// Which limits can be held here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Features {
+    /// Memory.
+    pub memory: Place,
+    /// Number of tasks.
+    pub pids: Place,
+    /// Processor time.
+    pub cpu: Place,
+}
+
+impl Features {
+    pub(super) fn on_v2(&self) -> impl Iterator<Item = &'static str> {
+        let places = [&self.memory, &self.pids, &self.cpu];
+        let on: Vec<&'static str> = CONTROLLERS
+            .into_iter()
+            .zip(places)
+            .filter(|(_, p)| **p == Place::V2)
+            .map(|(c, _)| c)
+            .collect();
+        on.into_iter()
+    }
+
+    /// Refuses limits that nothing holds, and limits that cannot be meant.
+    pub fn check(&self, limits: &Limits) -> Result<()> {
+        let refuse = |what, place: &Place, wanted: bool| match place {
+            Place::Nowhere(why) if wanted => Err(Error::NoController {
+                what,
+                why: why.clone(),
+            }),
+            _ => Ok(()),
+        };
+        refuse("memory", &self.memory, limits.memory_bytes.is_some())?;
+        refuse("the number of processes", &self.pids, limits.pids.is_some())?;
+        refuse("processor time", &self.cpu, limits.cpus.is_some())?;
+        if limits.cpus.is_some_and(|cpus| !cpus.is_finite() || cpus < 0.01) {
+            return Err(Error::Invalid(
+                "a limit on processors must be at least 0.01".into(),
+            ));
+        }
+        if limits.memory_bytes.is_some_and(|bytes| bytes < 1 << 20) {
+            return Err(Error::Invalid("a limit on memory must be at least 1 MiB".into()));
+        }
+        if limits.pids == Some(0) {
+            return Err(Error::Invalid("a limit on processes must be at least 1".into()));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the cgroups of the cells of one owner, all below directories named after its state.
+#[derive(Debug)]
+pub struct CgroupDriver {
+    features: Features,
+    state_dir: String,
+    v2: OwnedFd,
+    /// Controllers and the state's directory.
+    v1: Vec<(Vec<&'static str>, OwnedFd)>,
+    /// Directories that hold the state's directories, to remove those at the end.
+    bases: Vec<OwnedFd>,
+}
+
+impl CgroupDriver {
+    /// Looks at the hierarchies of this machine and makes the directories of `state`, an identifier that differs
+    /// between owners running side by side (letters, digits, `-`, `_`).
+    ///
+    /// Errors: no v2 hierarchy can be mounted or written. Missing controllers are not an error, see
+    /// [`Self::features`].
+    pub fn detect(state: &str) -> Result<Self> {
+        check_name(state)?;
+        let mounts = hierarchies(&fs::read_to_string("/proc/self/mountinfo").context("read mountinfo")?);
+        let own = fs::read_to_string("/proc/self/cgroup").context("read the own cgroup")?;
+        let state_dir = format!("deltabox-{state}");
+        let base = v2_base(&mounts)?;
+        let enabled = enable_on(&base);
+        make_dir(&base, &state_dir)?;
+        let v2 = files::open_dir(&base, &state_dir).context("open the state's cgroup")?;
+        let mut bases = vec![base];
+        let mut v1: Vec<(Vec<&'static str>, OwnedFd)> = Vec::new();
+        let mut places = Vec::new();
+        for controller in CONTROLLERS {
+            if enabled.contains(&controller)
+                && files::write(&v2, "cgroup.subtree_control", &format!("+{controller}")).is_ok()
+            {
+                places.push(Place::V2);
+                continue;
+            }
+            match v1_base(&mounts, &own, controller) {
+                Ok((shared, base)) => {
+                    // Several controllers may share one hierarchy.
+                    if let Some((held, _)) = v1
+                        .iter_mut()
+                        .find(|(held, _)| held.iter().any(|c| shared.iter().any(|s| s == c)))
+                    {
+                        held.push(controller);
+                    } else {
+                        make_dir(&base, &state_dir)?;
+                        v1.push((
+                            vec![controller],
+                            files::open_dir(&base, &state_dir).context("open the state's cgroup")?,
+                        ));
+                        bases.push(base);
+                    }
+                    places.push(Place::V1);
+                }
+                Err(why) => places.push(Place::Nowhere(why)),
+            }
+        }
+        let mut places = places.into_iter();
+        let mut next = || places.next().unwrap_or(Place::Nowhere("not looked for".into()));
+        let features = Features {
+            memory: next(),
+            pids: next(),
+            cpu: next(),
+        };
+        Ok(Self {
+            features,
+            state_dir,
+            v2,
+            v1,
+            bases,
+        })
+    }
+
+    /// Which limits can be held here.
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// Whether init is counted against the memory limit of its cell, so that commands must be made the likelier
+    /// victims when memory runs out.
+    pub(crate) fn init_shares_memory_limit(&self) -> bool {
+        self.features.memory == Place::V1
+    }
+
+    /// Makes the cgroups of a cell. `name` must be unique among the cells of this owner.
+    pub fn create(&self, name: &str) -> Result<Cgroup> {
+        check_name(name)?;
+        let made = self.make(name);
+        if made.is_err() {
+            // Half-made directories are empty: a cell has no processes yet.
+            let end = Instant::now();
+            if let Ok(cell) = files::open_dir(&self.v2, name) {
+                let _ = remove_dir(&cell, "run", end);
+                let _ = remove_dir(&cell, "init", end);
+            }
+            let _ = remove_dir(&self.v2, name, end);
+            for (_, parent) in &self.v1 {
+                let _ = remove_dir(parent, name, end);
+            }
+        }
+        made
+    }
+
+    fn make(&self, name: &str) -> Result<Cgroup> {
+        let parent = self.v2.try_clone().context("duplicate a descriptor")?;
+        mkdirat(&parent, name, Mode::from_raw_mode(0o755)).context(format!("make cgroup {name}"))?;
+        let cell = files::open_dir(&parent, name).context("open the cell's cgroup")?;
+        make_dir(&cell, "init")?;
+        make_dir(&cell, "run")?;
+        let init = files::open_dir(&cell, "init").context("open init's cgroup")?;
+        let run = files::open_dir(&cell, "run").context("open the commands' cgroup")?;
+        let mut v1 = Vec::new();
+        for (controllers, parent) in &self.v1 {
+            make_dir(parent, name)?;
+            let parent = parent.try_clone().context("duplicate a descriptor")?;
+            let dir = files::open_dir(&parent, name).context("open the cell's cgroup")?;
+            v1.push(V1Group {
+                controllers: controllers.clone(),
+                parent,
+                dir,
+            });
+        }
+        Ok(Cgroup {
+            name: name.to_owned(),
+            parent,
+            cell,
+            init,
+            run,
+            v1,
+            features: self.features.clone(),
+            removed: false,
+        })
+    }
+
+    /// Kills what a dead owner of the same state left and removes its cgroups. To be called before the first cell.
+    pub fn sweep(&self) -> Result<()> {
+        let end = Instant::now() + VANISH_WAIT;
+        for dir in std::iter::once(&self.v2).chain(self.v1.iter().map(|(_, dir)| dir)) {
+            kill_below(dir);
+            for name in children(dir)? {
+                remove_tree(dir, &name, end)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the state's directories. All cells must be gone.
+    pub fn remove(self) -> Result<()> {
+        let end = Instant::now() + VANISH_WAIT;
+        for base in &self.bases {
+            remove_dir(base, &self.state_dir, end)?;
+        }
+        Ok(())
+    }
+}
+
+/// Opens the cgroup below which cells can live in the v2 hierarchy: the root that this process sees. Without a
+/// mounted v2 hierarchy one is mounted that only this process holds. (An existing one is not mounted a second time:
+/// that would change its options, such as nsdelegate, for the whole machine.)
+fn v2_base(mounts: &[Hierarchy]) -> Result<OwnedFd> {
+    let mounted = mounts.iter().find(|m| m.controllers.is_none());
+    let Some(mounted) = mounted else {
+        let context =
+            fsopen("cgroup2", FsOpenFlags::FSOPEN_CLOEXEC).context("open the cgroup2 filesystem")?;
+        fsconfig_create(&context).context("make a cgroup2 instance")?;
+        let mount = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+            .context("mount cgroup2")?;
+        return files::open_dir(&mount, ".").context("open the cgroup2 hierarchy");
+    };
+    open_path(&mounted.mount_point)
+}
+
+fn open_path(path: &Path) -> Result<OwnedFd> {
+    files::open_dir(rustix::fs::CWD, &path.to_string_lossy()).context(format!("open {}", path.display()))
+}
+
+/// Enables what can be enabled for children of `base`; says what is enabled.
+fn enable_on(base: &OwnedFd) -> Vec<&'static str> {
+    let has = |file: &str, c: &str| {
+        files::read(base, file).is_ok_and(|text| text.split_whitespace().any(|w| w == c))
+    };
+    let mut evacuated = false;
+    CONTROLLERS
+        .into_iter()
+        .filter(|controller| {
+            if has("cgroup.subtree_control", controller) {
+                return true;
+            }
+            if !has("cgroup.controllers", controller) {
+                return false;
+            }
+            let enable = || files::write(base, "cgroup.subtree_control", &format!("+{controller}"));
+            match enable() {
+                Ok(()) => true,
+                // The root of a cgroup namespace may hold processes, which forbids controllers below it. Inside a
+                // container they may be moved aside, once.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && !evacuated => {
+                    evacuated = true;
+                    evacuate(base).is_ok() && enable().is_ok()
+                }
+                Err(_) => false,
+            }
+        })
+        .collect()
+}
+
+/// Moves the processes of the visible root into a child.
+fn evacuate(base: &OwnedFd) -> Result<()> {
+    const ASIDE: &str = "deltabox-aside";
+    make_dir(base, ASIDE)?;
+    let aside = files::open_dir(base, ASIDE).context("open a cgroup")?;
+    for pid in files::read(base, "cgroup.procs")
+        .context("list processes")?
+        .lines()
+    {
+        // A process that ended meanwhile, or one of the kernel, stays.
+        let _ = files::write(&aside, "cgroup.procs", pid);
+    }
+    Ok(())
+}
+
+/// This process's own cgroup in the v1 hierarchy of a controller, so that limits from above keep holding; and the
+/// controllers that share the hierarchy.
+fn v1_base(mounts: &[Hierarchy], own: &str, controller: &str) -> Result<(Vec<String>, OwnedFd), String> {
+    let of = |m: &&Hierarchy| {
+        m.controllers
+            .as_ref()
+            .is_some_and(|c| c.iter().any(|c| c == controller))
+    };
+    let Some(mount) = mounts.iter().find(of) else {
+        return Err(format!(
+            "the {controller} controller is neither available on cgroup v2 (cgroup.controllers) nor mounted on v1; \
+             enable it at boot (cgroup_enable={controller}) or mount its hierarchy"
+        ));
+    };
+    let path: PathBuf = own_path(own, Some(controller))
+        .and_then(|path| below(mount, &path))
+        .filter(|path| path.is_dir())
+        .unwrap_or_else(|| mount.mount_point.clone());
+    if rustix::fs::access(&path, rustix::fs::Access::WRITE_OK).is_err() {
+        return Err(format!(
+            "{} cannot be written; mount the hierarchy read-write",
+            path.display()
+        ));
+    }
+    let dir = open_path(&path).map_err(|e| e.to_string())?;
+    Ok((mount.controllers.clone().unwrap_or_default(), dir))
+}
+
+fn make_dir(parent: &OwnedFd, name: &str) -> Result<()> {
+    match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => Ok(()),
+        Err(error) => Err(error).context(format!("make cgroup {name}")),
+    }
+}
+
+fn check_name(name: &str) -> Result<()> {
+    let fits = !name.is_empty()
+        && name.len() <= 100
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    if fits {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "{name:?} cannot name a cgroup; use 1 to 100 letters, digits, - and _"
+    )))
+}
+
+/// Names of the child cgroups.
+fn children(dir: &OwnedFd) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    let listing = rustix::fs::Dir::read_from(dir.as_fd()).context("list cgroups")?;
+    for entry in listing {
+        let entry = entry.context("list cgroups")?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type() == rustix::fs::FileType::Directory && name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Kills every process below, with `cgroup.kill` or, on v1, one by one.
+fn kill_below(dir: &OwnedFd) {
+    if files::write(dir, "cgroup.kill", "1").is_ok() {
+        return;
+    }
+    let Ok(names) = children(dir) else { return };
+    for child in names.iter().filter_map(|name| files::open_dir(dir, name).ok()) {
+        kill_below(&child);
+        let pids = files::read(&child, "cgroup.procs").unwrap_or_default();
+        for pid in pids
+            .lines()
+            .filter_map(|line| rustix::process::Pid::from_raw(line.parse().ok()?))
+        {
+            // It may have ended by itself.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+}
+
+fn remove_tree(parent: &OwnedFd, name: &str, end: Instant) -> Result<()> {
+    if let Ok(dir) = files::open_dir(parent, name) {
+        for child in children(&dir)? {
+            remove_tree(&dir, &child, end)?;
+        }
+    }
+    remove_dir(parent, name, end)
+}

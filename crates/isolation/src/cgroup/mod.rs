@@ -1,0 +1,394 @@
+//! Cgroups of cells: where each controller lives (v2, v1 or nowhere), limits, freezing, killing, accounting.
+//!
+//! Every cell has a v2 cgroup with two children, `init` and `run`; commands are born into `run`. Freezing, killing
+//! and listing processes use v2, which every kernel with cgroups has, beside v1 too. A limit is held by the v2
+//! controller where it can be enabled, else by the v1 hierarchy that owns the controller. Moving a process between
+//! cgroups waits for an RCU grace period (milliseconds), so init is moved once and everything else is born in place.
+
+mod driver;
+mod mounts;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{AtFlags, Gid, Uid, chownat, unlinkat};
+
+pub use driver::{CgroupDriver, Features, Place};
+
+use crate::error::{Context, Error, Result};
+use crate::files;
+
+/// How long to wait for cgroups to empty.
+const VANISH_WAIT: Duration = Duration::from_secs(5);
+
+/// Limits of a cell. `None` means no limit.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Limits {
+    /// Memory of all processes together, page cache included, in bytes. No swap is used beyond it.
+    pub memory_bytes: Option<u64>,
+    /// Number of tasks (threads), init not counted.
+    pub pids: Option<u64>,
+    /// Processors' worth of time, for example 1.5.
+    pub cpus: Option<f64>,
+}
+
+/// What a cell uses. `None` where no controller counts it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Memory in use, in bytes.
+    pub memory_bytes: Option<u64>,
+    /// The most memory that was in use at once, in bytes.
+    pub memory_peak_bytes: Option<u64>,
+    /// Number of tasks, init not counted.
+    pub pids: Option<u64>,
+    /// Processor time of everything that ran, in microseconds.
+    pub cpu_usec: Option<u64>,
+    /// How many processes were killed for want of memory.
+    pub oom_kills: Option<u64>,
+}
+
+/// The cgroups of one cell.
+#[derive(Debug)]
+pub struct Cgroup {
+    name: String,
+    /// The directory of this state in the v2 hierarchy, the cell, and the cell's children.
+    parent: OwnedFd,
+    cell: OwnedFd,
+    init: OwnedFd,
+    run: OwnedFd,
+    /// Controllers on v1: the directory of this state and the cell's directory in it.
+    v1: Vec<V1Group>,
+    features: Features,
+    removed: bool,
+}
+
+#[derive(Debug)]
+struct V1Group {
+    controllers: Vec<&'static str>,
+    parent: OwnedFd,
+    dir: OwnedFd,
+}
+
+impl Cgroup {
+    /// The v2 cgroup of the cell as a whole.
+    pub fn cell(&self) -> BorrowedFd<'_> {
+        self.cell.as_fd()
+    }
+
+    /// The v2 cgroup that commands are born into.
+    pub fn run(&self) -> BorrowedFd<'_> {
+        self.run.as_fd()
+    }
+
+    /// Lets `uid` (the cell's root) clone processes into `run`: the kernel asks for write permission on
+    /// `cgroup.procs` of the target and of the common ancestor (cgroup-v2.rst, "Delegation Containment").
+    pub(crate) fn delegate(&self, uid: u32) -> Result<()> {
+        for dir in [&self.cell, &self.run] {
+            chownat(
+                dir,
+                "cgroup.procs",
+                Some(Uid::from_raw(uid)),
+                Some(Gid::from_raw(uid)),
+                AtFlags::empty(),
+            )
+            .context("hand the cgroup to the cell's root")?;
+        }
+        Ok(())
+    }
+
+    /// Puts init into the v1 hierarchies; its children will follow it.
+    pub(crate) fn adopt_v1(&self, init_pid: i32) -> Result<()> {
+        for group in &self.v1 {
+            files::write(&group.dir, "cgroup.procs", &init_pid.to_string()).context(format!(
+                "put init into the {} cgroup",
+                group.controllers.join(",")
+            ))?;
+        }
+        Ok(())
+    }
+
+    /// Puts init into its own v2 cgroup and enables the controllers for its sibling.
+    pub(crate) fn adopt_v2(&self, init_pid: i32) -> Result<()> {
+        files::write(&self.init, "cgroup.procs", &init_pid.to_string())
+            .context("put init into its cgroup")?;
+        for controller in self.features.on_v2() {
+            files::write(&self.cell, "cgroup.subtree_control", &format!("+{controller}"))
+                .context(format!("enable the {controller} controller for the cell"))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the limits, each absent one to "none".
+    ///
+    /// Errors: [`Error::NoController`] before anything is changed if a wanted limit has no controller; the kernel's
+    /// error if a value is refused (memory below what is in use and cannot be freed: `EBUSY`).
+    pub fn set_limits(&self, limits: &Limits) -> Result<()> {
+        self.features.check(limits)?;
+        match self.features.memory {
+            Place::V2 => self.limit_memory_v2(limits.memory_bytes)?,
+            Place::V1 => self.limit_memory_v1(limits.memory_bytes)?,
+            Place::Nowhere(_) => {}
+        }
+        match self.features.pids {
+            Place::V2 => write(&self.run, "pids.max", &or_max(limits.pids))?,
+            // Init is counted here.
+            Place::V1 => write(
+                self.v1("pids")?,
+                "pids.max",
+                &or_max(limits.pids.map(|n| n.saturating_add(1))),
+            )?,
+            Place::Nowhere(_) => {}
+        }
+        const PERIOD_US: u64 = 100_000;
+        let quota_us = limits
+            .cpus
+            .map(|cpus| ((cpus * PERIOD_US as f64) as u64).max(1000));
+        match self.features.cpu {
+            Place::V2 => write(&self.run, "cpu.max", &format!("{} {PERIOD_US}", or_max(quota_us)))?,
+            Place::V1 => {
+                let dir = self.v1("cpu")?;
+                write(dir, "cpu.cfs_period_us", &PERIOD_US.to_string())?;
+                write(
+                    dir,
+                    "cpu.cfs_quota_us",
+                    &quota_us.map_or("-1".into(), |q| q.to_string()),
+                )?;
+            }
+            Place::Nowhere(_) => {}
+        }
+        Ok(())
+    }
+
+    fn limit_memory_v2(&self, bytes: Option<u64>) -> Result<()> {
+        write(&self.run, "memory.max", &or_max(bytes))?;
+        // Absent without swap accounting; then there is nothing to bound.
+        let swap = if bytes.is_some() { "0" } else { "max" };
+        optional(files::write(&self.run, "memory.swap.max", swap)).context("limit swap")?;
+        if bytes.is_some() {
+            optional(files::write(&self.run, "memory.oom.group", "0"))
+                .context("set the unit of out-of-memory kills")?;
+        }
+        Ok(())
+    }
+
+    /// Memory plus swap may never be below memory, so the order depends on the direction.
+    fn limit_memory_v1(&self, bytes: Option<u64>) -> Result<()> {
+        let dir = self.v1("memory")?;
+        let value = bytes.map_or("-1".to_owned(), |b| b.to_string());
+        let both = |file: &str| optional(files::write(dir, file, &value)).context(format!("write {file}"));
+        if files::write(dir, "memory.limit_in_bytes", &value).is_ok() {
+            return both("memory.memsw.limit_in_bytes");
+        }
+        both("memory.memsw.limit_in_bytes")?;
+        write(dir, "memory.limit_in_bytes", &value)
+    }
+
+    fn v1(&self, controller: &str) -> Result<&OwnedFd> {
+        self.v1
+            .iter()
+            .find(|group| group.controllers.contains(&controller))
+            .map(|group| &group.dir)
+            .ok_or_else(|| Error::Invalid(format!("no v1 cgroup for {controller}")))
+    }
+
+    /// What the cell uses now.
+    pub fn stats(&self) -> Result<Stats> {
+        let mut stats = Stats {
+            pids: Some(self.tasks()?),
+            ..Stats::default()
+        };
+        match self.features.memory {
+            Place::V2 => {
+                stats.memory_bytes = number(&self.run, "memory.current");
+                stats.memory_peak_bytes = number(&self.run, "memory.peak");
+                stats.oom_kills = keyed(&self.run, "memory.events", "oom_kill");
+            }
+            Place::V1 => {
+                let dir = self.v1("memory")?;
+                stats.memory_bytes = number(dir, "memory.usage_in_bytes");
+                stats.memory_peak_bytes = number(dir, "memory.max_usage_in_bytes");
+                stats.oom_kills = keyed(dir, "memory.oom_control", "oom_kill");
+            }
+            Place::Nowhere(_) => {}
+        }
+        // Counted on v2 whether or not the controller is enabled there.
+        stats.cpu_usec = keyed(&self.run, "cpu.stat", "usage_usec");
+        Ok(stats)
+    }
+
+    fn tasks(&self) -> Result<u64> {
+        let tasks = files::read(&self.run, "cgroup.threads").context("count the cell's tasks")?;
+        Ok(tasks.lines().count() as u64)
+    }
+
+    /// PIDs, in the owner's PID namespace, of all processes but init.
+    pub fn procs(&self) -> Result<Vec<i32>> {
+        let procs = files::read(&self.run, "cgroup.procs").context("list the cell's processes")?;
+        let mut pids: Vec<i32> = procs
+            .lines()
+            .filter_map(|line| line.trim().parse().ok())
+            .collect();
+        pids.sort_unstable();
+        pids.dedup();
+        Ok(pids)
+    }
+
+    /// Stops all processes but init, waiting until the kernel says that they are. On failure nothing is frozen.
+    ///
+    /// Errors: [`Error::Silent`] if it takes longer than `bound` (a task in an uninterruptible wait).
+    pub fn freeze(&self, bound: Duration) -> Result<()> {
+        write(&self.run, "cgroup.freeze", "1")?;
+        match self.wait_event("frozen", 1, bound) {
+            Ok(true) => Ok(()),
+            Ok(false) => {
+                self.thaw()?;
+                Err(Error::Silent {
+                    who: "kernel",
+                    seconds: bound.as_secs(),
+                    what: "freeze the sandbox's processes",
+                })
+            }
+            Err(error) => {
+                self.thaw()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Asks for the freeze without waiting; see [`Self::is_frozen`].
+    pub fn begin_freeze(&self) -> Result<()> {
+        write(&self.run, "cgroup.freeze", "1")
+    }
+
+    /// Whether all processes but init are frozen.
+    pub fn is_frozen(&self) -> Result<bool> {
+        Ok(keyed(&self.run, "cgroup.events", "frozen") == Some(1))
+    }
+
+    /// Lets the processes run again.
+    pub fn thaw(&self) -> Result<()> {
+        write(&self.run, "cgroup.freeze", "0")
+    }
+
+    /// Kills all processes but init and waits until they are gone (`cgroup.kill`, Linux >= 5.14).
+    pub fn kill(&self, bound: Duration) -> Result<()> {
+        self.begin_kill()?;
+        if self.wait_event("populated", 0, bound)? {
+            return Ok(());
+        }
+        Err(Error::Left {
+            what: format!("a killed process of {}", self.name),
+            seconds: bound.as_secs(),
+        })
+    }
+
+    /// Kills all processes but init without waiting. Frozen processes die too.
+    pub fn begin_kill(&self) -> Result<()> {
+        write(&self.run, "cgroup.kill", "1")
+    }
+
+    /// Waits until `key` of `cgroup.events` has `value`; false when the bound passed. The kernel announces changes
+    /// by POLLPRI, but the common case is over in microseconds, so it is looked at a few times first.
+    fn wait_event(&self, key: &str, value: u64, bound: Duration) -> Result<bool> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        use rustix::fs::{Mode, OFlags, openat};
+        let file = openat(
+            &self.run,
+            "cgroup.events",
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .context("watch the cgroup")?;
+        let end = Instant::now() + bound;
+        loop {
+            let mut content = [0; 256];
+            let length = rustix::io::pread(&file, &mut content, 0).context("read cgroup.events")?;
+            let text = String::from_utf8_lossy(&content[..length]);
+            if find_key(&text, key) == Some(value) {
+                return Ok(true);
+            }
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(false);
+            }
+            let wait = left.min(Duration::from_millis(100));
+            let wait = Timespec {
+                tv_sec: 0,
+                tv_nsec: wait.as_nanos() as _,
+            };
+            match poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&wait)) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("wait for the cgroup"),
+            }
+        }
+    }
+
+    /// Removes the directories; all processes must be gone or dying.
+    pub(crate) fn remove(&mut self) -> Result<()> {
+        if self.removed {
+            return Ok(());
+        }
+        let end = Instant::now() + VANISH_WAIT;
+        remove_dir(&self.cell, "run", end)?;
+        remove_dir(&self.cell, "init", end)?;
+        remove_dir(&self.parent, &self.name, end)?;
+        for group in &self.v1 {
+            remove_dir(&group.parent, &self.name, end)?;
+        }
+        self.removed = true;
+        Ok(())
+    }
+}
+
+/// Removes a cgroup, retrying while its last processes are being reaped.
+fn remove_dir(parent: &OwnedFd, name: &str, end: Instant) -> Result<()> {
+    let mut pause = Duration::from_micros(50);
+    loop {
+        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(rustix::io::Errno::NOENT) => return Ok(()),
+            Err(rustix::io::Errno::BUSY) if Instant::now() < end => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::BUSY) => {
+                return Err(Error::Left {
+                    what: format!("cgroup {name}"),
+                    seconds: VANISH_WAIT.as_secs(),
+                });
+            }
+            Err(error) => return Err(error).context(format!("remove cgroup {name}")),
+        }
+    }
+}
+
+fn write(dir: &OwnedFd, file: &str, value: &str) -> Result<()> {
+    files::write(dir, file, value).context(format!("write {value} to {file}"))
+}
+
+/// Success if the file does not exist: the feature behind it is not compiled in.
+fn optional(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn or_max(value: Option<u64>) -> String {
+    value.map_or("max".into(), |v| v.to_string())
+}
+
+fn number(dir: &OwnedFd, file: &str) -> Option<u64> {
+    files::read(dir, file).ok()?.trim().parse().ok()
+}
+
+fn keyed(dir: &OwnedFd, file: &str, key: &str) -> Option<u64> {
+    find_key(&files::read(dir, file).ok()?, key)
+}
+
+fn find_key(text: &str, key: &str) -> Option<u64> {
+    text.lines().find_map(|line| {
+        let (name, value) = line.split_once(' ')?;
+        (name == key).then(|| value.trim().parse().ok())?
+    })
+}

@@ -1,0 +1,8 @@
+//! Real cells: needs root, and cleans up after itself whatever happens (the kernel ends cells with their owner).
+
+mod commands;
+mod confinement;
+mod lifecycle;
+mod limits;
+mod roots;
+mod support;
