@@ -3,10 +3,10 @@
 #include <sys/xattr.h>
 
 static void setup(void) {
-    MUST(mkdir("t", 0711)), MUST(mkdir("t/d", 0755)), MUST(mkdir("t/empty", 01777));
+    MUST(mkdir("t", 0711)), MUST(mkdir("t/d", 0755)), MUST(mkdir("t/empty", 0755)), MUST(chmod("t/empty", 01777));
     write_file("t/a", "aaa", 3), MUST(chmod("t/a", 0604));
     MUST(link("t/a", "t/d/hard")), MUST(symlink("../a", "t/d/soft")), MUST(symlink("nowhere", "t/dangling"));
-    MUST(mkfifo("t/fifo", 0620));
+    MUST(mkfifo("t/fifo", 0600)), MUST(chmod("t/fifo", 0620));
     TRY(setxattr("t/a", "user.probe", "value", 5, 0));
     int fd = MUST(open("t/sparse", O_RDWR | O_CREAT, 0644));
     EQ(pwrite(fd, "end", 3, 10 << 20), 3);
