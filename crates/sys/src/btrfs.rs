@@ -24,6 +24,9 @@ pub struct SubvolumeInfo {
     pub generation: u64,
     /// Transaction in which an inode of it was last changed (counted when the change is made, not when written).
     pub changed_in: u64,
+    /// Transaction in which it was created. For a snapshot: all changes of its source in later transactions are not
+    /// in it.
+    pub created_in: u64,
     /// Whether it refuses writes.
     pub read_only: bool,
     /// When it was created.
@@ -90,7 +93,8 @@ pub fn subvolume_info(inside: BorrowedFd<'_>) -> io::Result<SubvolumeInfo> {
             args.as_mut_ptr(),
         )
     };
-    if result != 0 {
+    // A positive result is success too: what the search for the name of the subvolume happened to return.
+    if result < 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: the struct consists of integers only, for which the zeroes it was filled with are valid too.
@@ -99,6 +103,7 @@ pub fn subvolume_info(inside: BorrowedFd<'_>) -> io::Result<SubvolumeInfo> {
         id: args.treeid,
         generation: args.generation,
         changed_in: args.ctransid,
+        created_in: args.otransid,
         // BTRFS_ROOT_SUBVOL_RDONLY of linux/btrfs_tree.h.
         read_only: args.flags & 1 != 0,
         created: SystemTime::UNIX_EPOCH + Duration::new(args.otime.sec, args.otime.nsec),

@@ -1,0 +1,233 @@
+//! Files with several names, across layers.
+//!
+//! With `index=on`, overlayfs keeps the names of a file together while it is mounted: when one name of a lower file is
+//! first written to, the copy is also linked into the index directory, and the other names lead to it from there.
+//! But a frozen layer has no index. So before a freeze each indexed file gets all its names in the writable layer,
+//! by letting overlayfs copy the remaining ones up; then the names of a file are always in one layer.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::{
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, lremovexattr, openat2, statat,
+    utimensat,
+};
+use rustix::io::Errno;
+
+use crate::builder::Mounted;
+use crate::error::{Context, Result};
+use crate::links::LinkTable;
+use crate::live::Base;
+use crate::nodes::xattr;
+use crate::store::Store;
+
+const NLINK: &str = "trusted.overlay.nlink";
+const ORIGIN: &str = "trusted.overlay.origin";
+
+/// A file of the index directory: a name of the copy in the writable layer.
+struct Indexed {
+    /// Inode number in the writable layer.
+    ino: u64,
+    /// Inode number of the lower file, if it could be told from the entry's name.
+    origin: Option<u64>,
+}
+
+/// Gives every indexed file all its names in the writable layer. Costs nothing where no file with several names was
+/// written to.
+pub(crate) fn complete(mounted: &Mounted, store: &Store, base: &Base) -> Result<()> {
+    let incomplete = incomplete(&mounted.package.work())?;
+    if incomplete.is_empty() {
+        return Ok(());
+    }
+    let upper = mounted.package.fs();
+    let mut above = vec![Arc::new(LinkTable::scan(&upper)?)];
+    let volume = &mounted.package.volume;
+    let layers = mounted
+        .chain
+        .iter()
+        .map(|name| volume.layer_path(*name))
+        .chain(base.layers.iter().cloned());
+    for layer in layers {
+        let table = store.link_table(&layer)?;
+        for file in &incomplete {
+            for name in names_of(file, &table, &upper) {
+                for path in visible(name, &above) {
+                    copy_up(mounted, &upper, &path, file.ino)?;
+                }
+            }
+        }
+        above.push(table);
+    }
+    Ok(())
+}
+
+/// Reads ahead what [`complete`] will need.
+pub(crate) fn prepare(mounted: &Mounted, store: &Store, base: &Base) -> Result<()> {
+    if incomplete(&mounted.package.work())?.is_empty() {
+        return Ok(());
+    }
+    let volume = &mounted.package.volume;
+    for layer in mounted
+        .chain
+        .iter()
+        .map(|name| volume.layer_path(*name))
+        .chain(base.layers.iter().cloned())
+    {
+        store.link_table(&layer)?;
+    }
+    Ok(())
+}
+
+/// Takes the index apart when its overlay is no longer used: the entries would count as names of their files.
+pub(crate) fn forget(work: &Path) -> Result<()> {
+    let index = work.join("index");
+    for path in entries(&index)? {
+        for name in [ORIGIN, NLINK] {
+            match lremovexattr(&path, name) {
+                Ok(()) | Err(Errno::NODATA) => {}
+                Err(error) => return Err(error).doing("removing an attribute of", &path),
+            }
+        }
+        fs::remove_file(&path).doing("removing", &path)?;
+    }
+    Ok(())
+}
+
+fn entries(index: &Path) -> Result<Vec<PathBuf>> {
+    let listing = match fs::read_dir(index) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).doing("listing", index),
+    };
+    listing
+        .map(|entry| Ok(entry.doing("listing", index)?.path()))
+        .collect()
+}
+
+fn incomplete(work: &Path) -> Result<Vec<Indexed>> {
+    let mut found = Vec::new();
+    for path in entries(&work.join("index"))? {
+        let metadata = fs::symlink_metadata(&path).doing("reading", &path)?;
+        if metadata.is_dir() {
+            continue;
+        }
+        // The number of names, relative to the number of links of this inode ("U-1") or of the lower one ("L+0").
+        // The index entry itself is a link but no name, so with "U-1" all names are here.
+        let nlink = xattr(&path, OsStr::new(NLINK)).doing("reading an attribute of", &path)?;
+        if nlink.as_deref() != Some(b"U-1") {
+            let origin = path.file_name().and_then(origin_of);
+            found.push(Indexed {
+                ino: metadata.ino(),
+                origin,
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// The inode number in a file handle as overlayfs writes it: version 0, magic 0xfb, length, flags, type, UUID (16
+/// bytes), and the handle of the filesystem, whose format depends on the type.
+fn origin_of(name: &OsStr) -> Option<u64> {
+    let hex = name.to_str()?;
+    let bytes: Vec<u8> = (0..hex.len() / 2)
+        .map(|at| u8::from_str_radix(hex.get(at * 2..at * 2 + 2)?, 16).ok())
+        .collect::<Option<_>>()?;
+    let handle = bytes.get(21..)?;
+    let narrow = || Some(u64::from(u32::from_le_bytes(handle.get(..4)?.try_into().ok()?)));
+    let wide = || Some(u64::from_le_bytes(handle.get(..8)?.try_into().ok()?));
+    match bytes[4] {
+        // FILEID_INO32_GEN (ext4 and others).
+        0x01 => narrow(),
+        // btrfs, and XFS with wide inode numbers.
+        0x4d | 0x81 => wide(),
+        _ => None,
+    }
+}
+
+/// Names of the lower file that `file` is the copy of, in one layer.
+fn names_of<'a>(file: &Indexed, table: &'a LinkTable, upper: &Path) -> Vec<&'a PathBuf> {
+    match file.origin {
+        Some(origin) => table.names.get(&origin).into_iter().flatten().collect(),
+        // A kind of handle this program cannot read: the file is found by one of its names that was copied up.
+        None => {
+            let is_copied = |names: &&Vec<PathBuf>| {
+                names.iter().any(|name| {
+                    fs::symlink_metadata(upper.join(name)).is_ok_and(|metadata| metadata.ino() == file.ino)
+                })
+            };
+            table.names.values().filter(is_copied).flatten().collect()
+        }
+    }
+}
+
+/// The paths under which a path of a layer may be visible above the given layers (uppermost first).
+fn visible(name: &Path, above: &[Arc<LinkTable>]) -> Vec<PathBuf> {
+    let mut paths = vec![name.to_path_buf()];
+    for table in above.iter().rev() {
+        paths = paths.iter().flat_map(|path| table.lift(path)).collect();
+        paths.sort();
+        paths.dedup();
+    }
+    paths
+}
+
+/// Copies the name `path` up, if it is there and is not yet. Setting the times that the file has already is the
+/// smallest change that does it for every type of file.
+fn copy_up(mounted: &Mounted, upper: &Path, path: &Path, ino: u64) -> Result<()> {
+    if fs::symlink_metadata(upper.join(path)).is_ok_and(|metadata| metadata.ino() == ino) {
+        return Ok(());
+    }
+    let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+        return Ok(());
+    };
+    let parent = if parent.as_os_str().is_empty() {
+        Path::new(".")
+    } else {
+        parent
+    };
+    // The sandbox decides what is in its tree: no link of it may lead out.
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let dir = match openat2(mounted.mount.as_fd(), parent, flags, Mode::empty(), resolve) {
+        Ok(dir) => dir,
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::XDEV) => return Ok(()),
+        Err(error) => return Err(error).doing("opening in the sandbox", parent),
+    };
+    let stat = match statat(&dir, name, AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(stat) => stat,
+        Err(Errno::NOENT) => return Ok(()),
+        Err(error) => return Err(error).doing("reading in the sandbox", path),
+    };
+    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+        return Ok(());
+    }
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: stat.st_atime,
+            tv_nsec: stat.st_atime_nsec as _,
+        },
+        last_modification: Timespec {
+            tv_sec: stat.st_mtime,
+            tv_nsec: stat.st_mtime_nsec as _,
+        },
+    };
+    utimensat(&dir, name, &times, AtFlags::SYMLINK_NOFOLLOW).doing("copying up", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inode_numbers_are_read_from_index_names() {
+        let ext4 = "00fb1d0001c223a9ad43d544f09b3632afaa8740fd0e000000494f4494";
+        assert_eq!(origin_of(OsStr::new(ext4)), Some(14));
+        assert_eq!(origin_of(OsStr::new("00fb1d00")), None);
+        assert_eq!(origin_of(OsStr::new("#7")), None);
+    }
+}

@@ -1,0 +1,388 @@
+//! The live file state of one sandbox: the writable end of a chain of layers, frozen and rolled back.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::builder::{Builder, Mounted, Restored};
+use crate::changed::{Baseline, Tick};
+use crate::error::{Context, Error, Result};
+use crate::hardlinks;
+use crate::idmap::{IdMap, View};
+use crate::mask::Mask;
+use crate::mounting;
+use crate::nodes::Metadata;
+use crate::package::Package;
+use crate::store::{Store, conflicts};
+use crate::tree::LayerName;
+use crate::volume::{Frozen, Top};
+
+/// The read-only root a sandbox starts from.
+#[derive(Clone, Debug)]
+pub struct Base {
+    /// Directories, uppermost first.
+    pub layers: Vec<PathBuf>,
+    /// What of them is hidden or replaced.
+    pub mask: Mask,
+}
+
+impl Base {
+    /// A single directory, shown as it is.
+    pub fn directory(path: impl Into<PathBuf>) -> Self {
+        Self {
+            layers: vec![path.into()],
+            mask: Mask::default(),
+        }
+    }
+}
+
+/// How to freeze.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The writable layer becomes a lower one; a new mount takes the place of the old. For sandboxes of which no
+    /// process is tied to an inode of the mount.
+    Switch,
+    /// The mount stays as it is; a read-only snapshot of the volume is the frozen state.
+    Snapshot,
+}
+
+/// Named parts of an operation and how long each took.
+pub type Phases = Vec<(&'static str, Duration)>;
+
+/// What a freeze did.
+#[derive(Debug)]
+pub struct Freeze {
+    pub frozen: Frozen,
+    /// Nothing had changed: `frozen` is the state frozen or rolled back to last, and nothing new was stored.
+    pub unchanged: bool,
+    /// After a switch: the mount to put in the place of the old one.
+    pub mount: Option<OwnedFd>,
+    /// After a switch: keep until no process uses the old mount.
+    pub retired: Option<Retired>,
+    pub phases: Phases,
+}
+
+/// What a rollback gives.
+#[derive(Debug)]
+pub struct Switched {
+    /// The mount to put in the place of the old one.
+    pub mount: OwnedFd,
+    /// Keep until no process uses the old mount.
+    pub retired: Retired,
+    pub phases: Phases,
+}
+
+/// An overlay whose place another one takes. Dropping it lets the store unmount it and remove what is left of its
+/// writable layer, in the background; to be done when no process has anything open on it any more.
+#[derive(Debug)]
+pub struct Retired {
+    _mounted: Mounted,
+}
+
+/// Things made ahead of being asked for.
+#[derive(Debug, Default)]
+struct Ready {
+    /// The overlay to switch to: its uppermost lower is the live package's `layer`, still empty.
+    next: Option<Mounted>,
+    /// An overlay showing the given state.
+    back: Option<(Frozen, Restored)>,
+}
+
+/// The live file state of one sandbox.
+#[derive(Debug)]
+pub struct FileState {
+    pub(crate) store: Store,
+    pub(crate) base: Base,
+    view: Arc<View>,
+    base_views: Vec<Arc<View>>,
+    pub(crate) live: Mounted,
+    baseline: Baseline,
+    /// The state that the live one started from.
+    last: Frozen,
+    ready: Ready,
+}
+
+impl FileState {
+    /// A fresh file state on `base`.
+    ///
+    /// # Errors
+    /// [`Error::BaseOnStore`], [`Error::NotMappable`], [`Error::Mount`], or a failed system call.
+    pub fn create(store: &Store, base: Base, ids: &IdMap<'_>) -> Result<Self> {
+        let volume = store.create_volume()?;
+        let top = match base.mask.is_empty() {
+            true => Top::Base,
+            false => {
+                let name = LayerName::Mask {
+                    id: store.next_layer()?,
+                };
+                base.mask.build(&volume.layer_path(name), &base.layers)?;
+                volume.insert(name);
+                Top::Layer(name.id())
+            }
+        };
+        Self::from_frozen(
+            store,
+            base,
+            &Frozen {
+                volume: volume.id,
+                top,
+            },
+            ids,
+        )
+    }
+
+    /// A file state that starts as a copy of `frozen`: a fork, or a sandbox that comes back after a restart. `base`
+    /// must be the one `frozen` was made on (its mask is in the store already).
+    ///
+    /// # Errors
+    /// As [`Self::create`], and [`Error::Missing`].
+    pub fn from_frozen(store: &Store, base: Base, frozen: &Frozen, ids: &IdMap<'_>) -> Result<Self> {
+        for layer in &base.layers {
+            if conflicts(layer, store.root())? {
+                return Err(Error::BaseOnStore(layer.clone()));
+            }
+        }
+        let view = store.0.views.get(store.root(), ids)?;
+        let base_views = base
+            .layers
+            .iter()
+            .map(|layer| store.0.views.get(layer, ids))
+            .collect::<Result<Vec<_>>>()?;
+        let builder = Builder {
+            store,
+            base: &base,
+            view: &view,
+            base_views: &base_views,
+        };
+        let Restored {
+            mounted: live,
+            next,
+            baseline,
+        } = builder.restore(frozen, false)?;
+        Ok(Self {
+            store: store.clone(),
+            base,
+            view,
+            base_views,
+            live,
+            baseline,
+            last: *frozen,
+            ready: Ready { next, back: None },
+        })
+    }
+
+    /// The mount of the live state, to be attached as the sandbox's root. All descriptors returned are the same
+    /// mount.
+    ///
+    /// # Errors
+    /// Too many open files.
+    pub fn mount(&self) -> Result<OwnedFd> {
+        mounting::duplicate(&self.live.mount)
+    }
+
+    /// The state that the live one started from: the last one frozen or rolled back to.
+    pub fn last(&self) -> Frozen {
+        self.last
+    }
+
+    /// Whether the files have changed since the last freeze or rollback. May say yes where nothing did (a change was
+    /// undone; right after a rollback to a snapshot for which nothing was prepared), never no where something did.
+    ///
+    /// # Errors
+    /// A failed system call on the store.
+    pub fn is_changed(&mut self) -> Result<bool> {
+        self.baseline.is_changed(&self.store, &self.live.package)
+    }
+
+    /// Writes dirty data to the store. Done shortly before the sandbox is stopped for a snapshot.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`.
+    pub fn flush(&self) -> Result<()> {
+        self.store.flush()
+    }
+
+    /// Freezes the files as they are now. The sandbox must stand still from before this call until, after a switch,
+    /// the new mount is in place. On failure nothing has changed.
+    ///
+    /// # Errors
+    /// [`Error::NoSnapshots`], [`Error::Mount`], `ENOSPC` and other failed system calls.
+    pub fn freeze(&mut self, way: Way) -> Result<Freeze> {
+        if way == Way::Snapshot && !self.store.features().snapshots {
+            return Err(Error::NoSnapshots(self.store.features().filesystem.clone()));
+        }
+        let since = Tick::now();
+        let mut clock = Clock::start();
+        if !self.is_changed()? {
+            clock.lap("look");
+            return Ok(Freeze {
+                frozen: self.last,
+                unchanged: true,
+                mount: None,
+                retired: None,
+                phases: clock.phases,
+            });
+        }
+        clock.lap("look");
+        hardlinks::complete(&self.live, &self.store, &self.base)?;
+        clock.lap("links");
+        match way {
+            Way::Switch => self.switch(clock),
+            Way::Snapshot => self.snapshot(since, clock),
+        }
+    }
+
+    fn switch(&mut self, mut clock: Clock) -> Result<Freeze> {
+        let package = self.live.package.clone();
+        let root = Metadata::read(&package.fs())?;
+        let next = match self.ready.next.take() {
+            // The overlay's own idea of its root's owner and mode dates from when it was mounted.
+            Some(next) if same_except_times(&next.root, &root) => next,
+            _ => self.builder().next(&package, &root)?,
+        };
+        clock.lap("prepare");
+        root.apply(&package.layer())?;
+        package.move_entries()?;
+        clock.lap("move");
+        if let Err(error) = self.finish_switch(&package, &next, &root) {
+            package.move_back();
+            return Err(error);
+        }
+        package.volume.insert(package.name());
+        let frozen = Frozen {
+            volume: package.volume.id,
+            top: Top::Layer(package.id),
+        };
+        let mount = mounting::duplicate(&next.mount)?;
+        let old = std::mem::replace(&mut self.live, next);
+        self.baseline = Baseline::Empty(root);
+        self.last = frozen;
+        clock.lap("publish");
+        Ok(Freeze {
+            frozen,
+            unchanged: false,
+            mount: Some(mount),
+            retired: Some(Retired { _mounted: old }),
+            phases: clock.phases,
+        })
+    }
+
+    fn finish_switch(&self, package: &Package, next: &Mounted, root: &Metadata) -> Result<()> {
+        root.apply_times(&package.layer())?;
+        root.apply_times(&next.package.fs())?;
+        hardlinks::forget(&package.work())?;
+        let frozen = package.volume.layer_path(package.name());
+        std::fs::rename(package.layer(), &frozen).doing("publishing the layer", &frozen)
+    }
+
+    fn snapshot(&mut self, since: Tick, mut clock: Clock) -> Result<Freeze> {
+        let package = &self.live.package;
+        let volume = self.store.snapshot(&package.volume, true)?;
+        clock.lap("snapshot");
+        let frozen = Frozen {
+            volume: volume.id,
+            top: Top::Snapshot(package.id),
+        };
+        self.baseline = Baseline::of_subvolume(package, volume.info()?.created_in, since)?;
+        self.last = frozen;
+        clock.lap("publish");
+        Ok(Freeze {
+            frozen,
+            unchanged: false,
+            mount: None,
+            retired: None,
+            phases: clock.phases,
+        })
+    }
+
+    /// Makes `frozen` the live state. Nothing has changed when this fails.
+    ///
+    /// # Errors
+    /// [`Error::Missing`], [`Error::Mount`], `ENOSPC` and other failed system calls.
+    pub fn rollback(&mut self, frozen: &Frozen) -> Result<Switched> {
+        let mut clock = Clock::start();
+        let restored = match self.ready.back.take() {
+            Some((state, restored)) if state == *frozen => restored,
+            other => {
+                self.ready.back = other;
+                self.builder().restore(frozen, false)?
+            }
+        };
+        let mount = mounting::duplicate(&restored.mounted.mount)?;
+        // What was ready to be switched to freezes a package that is not the live one any more.
+        self.ready.next = restored.next;
+        let old = std::mem::replace(&mut self.live, restored.mounted);
+        self.baseline = restored.baseline;
+        self.last = *frozen;
+        clock.lap("mount");
+        Ok(Switched {
+            mount,
+            retired: Retired { _mounted: old },
+            phases: clock.phases,
+        })
+    }
+
+    /// Makes ahead what the next freeze or rollback will need: some 0.5 ms, plus a snapshot where the last state is
+    /// one. Best called when the sandbox has nothing else to do. Does nothing where all is ready.
+    ///
+    /// # Errors
+    /// Failed system calls; nothing is lost then but time.
+    pub fn prepare(&mut self) -> Result<()> {
+        hardlinks::prepare(&self.live, &self.store, &self.base)?;
+        if self.ready.next.is_none() && self.may_touch_volume()? {
+            let package = self.live.package.clone();
+            let root = Metadata::read(&package.fs())?;
+            self.ready.next = Some(self.builder().next(&package, &root)?);
+        }
+        if !matches!(&self.ready.back, Some((state, _)) if *state == self.last) {
+            self.ready.back = Some((self.last, self.builder().restore(&self.last, true)?));
+        }
+        Ok(())
+    }
+
+    /// Directories made in the volume change it, and it could not be told any more whether the sandbox did too.
+    fn may_touch_volume(&mut self) -> Result<bool> {
+        if let Baseline::Subvolume { .. } = self.baseline {
+            if !self.is_changed()? {
+                return Ok(false);
+            }
+            self.baseline = Baseline::Unknown;
+        }
+        Ok(true)
+    }
+
+    fn builder(&self) -> Builder<'_> {
+        Builder {
+            store: &self.store,
+            base: &self.base,
+            view: &self.view,
+            base_views: &self.base_views,
+        }
+    }
+}
+
+fn same_except_times(a: &Metadata, b: &Metadata) -> bool {
+    (a.uid, a.gid, a.mode, &a.xattrs) == (b.uid, b.gid, b.mode, &b.xattrs)
+}
+
+/// Measures the phases of an operation.
+struct Clock {
+    last: Instant,
+    phases: Phases,
+}
+
+impl Clock {
+    fn start() -> Self {
+        Self {
+            last: Instant::now(),
+            phases: Phases::new(),
+        }
+    }
+
+    fn lap(&mut self, name: &'static str) {
+        let now = Instant::now();
+        self.phases.push((name, now - self.last));
+        self.last = now;
+    }
+}
