@@ -6,8 +6,13 @@
 
 mod cli;
 mod client;
+mod daemon;
 
 fn main() {
-    // Hidden entry points of the daemon's helpers (`__spawner`, `__doctor-probe`) are matched here on `argv[1]`.
-    std::process::exit(cli::main());
+    let first = std::env::args_os().nth(1);
+    let code = match first.as_ref().and_then(|argument| argument.to_str()) {
+        Some("__spawner") => deltabox_isolation::spawner::main(),
+        _ => cli::main(),
+    };
+    std::process::exit(code);
 }

@@ -1,1 +1,22 @@
+//! DeltaState: sandboxes, their tree of checkpoints, and the one transaction over files and processes.
+//!
+//! Architecture invariant: no network and no async runtime. Requests reach a sandbox through a queue and are carried
+//! out by the one OS thread that owns it ([`sandbox`]); callers wait for a reply in whatever way suits them.
 #![forbid(unsafe_code)]
+
+mod background;
+mod base;
+mod catalog;
+mod config;
+mod engine;
+mod error;
+mod id;
+mod pool;
+mod sandbox;
+mod tree;
+
+pub use config::{EngineConfig, StoreChoice};
+pub use engine::Engine;
+pub use error::{Error, Result};
+pub use id::{CheckpointId, ExecId, SandboxId};
+pub use sandbox::{ExecEnd, ExecStarted, ExecStdio, Handle, Notice, Sandbox};

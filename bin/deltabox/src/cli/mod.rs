@@ -15,6 +15,7 @@ mod output;
 mod restore;
 mod rm;
 mod rollback;
+mod serve;
 mod shell;
 mod stats;
 mod stop;
@@ -55,6 +56,7 @@ enum Command {
     Restore(restore::Args),
     Export(export::Args),
     Commit(commit::Args),
+    Serve(serve::Args),
     Stop(stop::Args),
 }
 
@@ -101,6 +103,7 @@ fn run(command: Command) -> Outcome {
         Command::Restore(args) => restore::run(args),
         Command::Export(args) => export::run(&args),
         Command::Commit(args) => commit::run(args),
+        Command::Serve(args) => serve::run(&args),
         Command::Stop(args) => stop::run(&args),
     }
 }

@@ -1,0 +1,184 @@
+//! One handler per endpoint; what they do is in the engine.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use deltabox_api::*;
+use deltabox_state::Handle;
+use serde::Deserialize;
+
+use super::exec;
+use super::server::Daemon;
+use super::wire::{Answer, Failure, answer, blocking, on_sandbox};
+
+type Shared = State<Arc<Daemon>>;
+
+/// All endpoints below `/v1`.
+pub fn router(daemon: Arc<Daemon>) -> Router {
+    let sandbox = Router::new()
+        .route("/", get(inspect).delete(remove))
+        .route("/stats", get(stats))
+        .route("/exec", post(start_exec))
+        .route("/execs/{exec}/stdin", post(stdin))
+        .route("/execs/{exec}/resize", post(resize))
+        .route("/execs/{exec}/signal", post(signal))
+        .route("/checkpoints", get(log).post(checkpoint))
+        .route("/rollback", post(rollback));
+    let api = Router::new()
+        .route("/health", get(health))
+        .route("/shutdown", post(shutdown))
+        .route("/sandboxes", get(list).post(create))
+        .nest("/sandboxes/{name}", sandbox);
+    Router::new().nest(API_PREFIX, api).fallback(unknown).with_state(daemon)
+}
+
+async fn unknown(request: axum::extract::Request) -> Failure {
+    ApiError::new(ErrorKind::NotFound, format!("no endpoint {} {}", request.method(), request.uri().path()))
+        .hint("docs/api.md lists the endpoints")
+        .into()
+}
+
+impl Daemon {
+    pub fn handle(&self, name: &str) -> Result<Handle, Failure> {
+        self.engine.get(name).map_err(Failure::from)
+    }
+}
+
+async fn health(State(daemon): Shared) -> Answer<Health> {
+    answer(blocking(move || daemon.engine.health()).await)
+}
+
+async fn shutdown(State(daemon): Shared) -> StatusCode {
+    daemon.stop.notify_one();
+    StatusCode::ACCEPTED
+}
+
+async fn list(State(daemon): Shared) -> Answer<Vec<SandboxInfo>> {
+    answer(blocking(move || daemon.engine.list()).await)
+}
+
+async fn create(State(daemon): Shared, JsonBody(request): JsonBody<CreateRequest>) -> Answer<SandboxInfo> {
+    answer(blocking(move || daemon.engine.create(request)).await)
+}
+
+async fn inspect(State(daemon): Shared, Path(name): Path<String>) -> Answer<SandboxInfo> {
+    let handle = daemon.handle(&name)?;
+    answer(on_sandbox(&handle, |sandbox| Ok(sandbox.info())).await)
+}
+
+#[derive(Deserialize)]
+struct RemoveQuery {
+    #[serde(default)]
+    force: bool,
+}
+
+async fn remove(State(daemon): Shared, Path(name): Path<String>, Query(query): Query<RemoveQuery>) -> Answer<()> {
+    answer(blocking(move || daemon.engine.remove(&name, query.force)).await)
+}
+
+async fn stats(State(daemon): Shared, Path(name): Path<String>) -> Answer<Stats> {
+    let handle = daemon.handle(&name)?;
+    answer(on_sandbox(&handle, |sandbox| sandbox.stats()).await)
+}
+
+async fn start_exec(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    JsonBody(request): JsonBody<ExecRequest>,
+) -> Result<Response, Failure> {
+    let handle = daemon.handle(&name)?;
+    exec::exec(daemon.commands.clone(), handle, request).await
+}
+
+#[derive(Deserialize)]
+struct StdinQuery {
+    #[serde(default)]
+    keep: bool,
+}
+
+async fn stdin(
+    State(daemon): Shared,
+    Path((name, id)): Path<(String, String)>,
+    Query(query): Query<StdinQuery>,
+    body: Body,
+) -> Result<StatusCode, Failure> {
+    let handle = daemon.handle(&name)?;
+    exec::stdin(&daemon.commands, &handle, &id, body, query.keep).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn resize(
+    State(daemon): Shared,
+    Path((name, id)): Path<(String, String)>,
+    JsonBody(size): JsonBody<WindowSize>,
+) -> Result<StatusCode, Failure> {
+    let handle = daemon.handle(&name)?;
+    exec::resize(&daemon.commands, &handle, &id, size)?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn signal(
+    State(daemon): Shared,
+    Path((name, id)): Path<(String, String)>,
+    JsonBody(request): JsonBody<SignalRequest>,
+) -> Result<StatusCode, Failure> {
+    let handle = daemon.handle(&name)?;
+    on_sandbox(&handle, move |sandbox| sandbox.signal_exec(&id, request.signal)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn log(State(daemon): Shared, Path(name): Path<String>) -> Answer<Log> {
+    let handle = daemon.handle(&name)?;
+    answer(on_sandbox(&handle, |sandbox| Ok(sandbox.log())).await)
+}
+
+async fn checkpoint(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    JsonBody(request): JsonBody<CheckpointRequest>,
+) -> Answer<CheckpointResult> {
+    let handle = daemon.handle(&name)?;
+    let wait = request.wait;
+    let mut result = on_sandbox(&handle, move |sandbox| sandbox.checkpoint(&request)).await?;
+    if wait == Wait::Durable && !result.durable {
+        let id = result.id.clone();
+        let (send, receive) = tokio::sync::oneshot::channel();
+        on_sandbox(&handle, move |sandbox| {
+            sandbox.when_durable(&id, Box::new(move |done| drop(send.send(done))));
+            Ok(())
+        })
+        .await?;
+        receive.await.map_err(|_| Failure::internal("cannot wait for the checkpoint", "the sandbox was removed"))??;
+        result.durable = true;
+    }
+    Ok(Json(result))
+}
+
+async fn rollback(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    JsonBody(request): JsonBody<RollbackRequest>,
+) -> Answer<RollbackResult> {
+    let handle = daemon.handle(&name)?;
+    answer(on_sandbox(&handle, move |sandbox| sandbox.rollback(&request.to)).await)
+}
+
+/// A JSON body whose errors are [`ApiError`]s like all others.
+pub struct JsonBody<T>(pub T);
+
+impl<T: serde::de::DeserializeOwned, S: Send + Sync> axum::extract::FromRequest<S> for JsonBody<T> {
+    type Rejection = Response;
+
+    async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
+        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
+        let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
+        serde_json::from_slice(bytes)
+            .map(Self)
+            .map_err(|error| Failure::usage(format!("the request's body is not what this endpoint takes: {error}")).into_response())
+    }
+}

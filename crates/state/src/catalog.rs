@@ -1,0 +1,168 @@
+//! The catalog: which sandboxes and durable checkpoints exist. One embedded transactional file, `catalog.redb`.
+//!
+//! Only what survives a crash is in here: a checkpoint is written after its layers were synced, so whatever the
+//! catalog names can be restored. Values are JSON with defaults for absent fields, so that old files stay readable;
+//! the format version guards against newer ones.
+
+use std::path::Path;
+
+use deltabox_api::{Limits, Mount, Root};
+use deltabox_layers::Frozen;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::id::{CheckpointId, SandboxId};
+use crate::tree::Node;
+
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+const SANDBOXES: TableDefinition<&str, &[u8]> = TableDefinition::new("sandboxes");
+/// Key: sandbox id and sequence number, so that a sandbox's checkpoints lie together in the order they were made.
+const CHECKPOINTS: TableDefinition<(&str, u64), &[u8]> = TableDefinition::new("checkpoints");
+const FORMAT_VERSION: u64 = 1;
+
+/// What is known of a sandbox beyond the life of its processes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SandboxRecord {
+    pub id: SandboxId,
+    pub name: String,
+    pub root: Root,
+    #[serde(default)]
+    pub limits: Limits,
+    #[serde(default)]
+    pub mounts: Vec<Mount>,
+    #[serde(default)]
+    pub env: std::collections::BTreeMap<String, String>,
+    /// Working directory and user of an image's configuration.
+    #[serde(default)]
+    pub workdir: Option<String>,
+    #[serde(default)]
+    pub user: Option<String>,
+    /// Lower directories of the base, top first.
+    pub base: Vec<std::path::PathBuf>,
+    pub created_unix: u64,
+    #[serde(default)]
+    pub current: Option<CheckpointId>,
+}
+
+/// A checkpoint: a node of the tree with its file half.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CheckpointRecord {
+    pub id: CheckpointId,
+    pub parent: Option<CheckpointId>,
+    pub label: Option<String>,
+    pub token: Option<String>,
+    pub created_unix_ms: u64,
+    /// Position in the order of creation within its sandbox.
+    pub sequence: u64,
+    pub frozen: Frozen,
+    #[serde(default)]
+    pub file_bytes: Option<u64>,
+    #[serde(default)]
+    pub memory_bytes: u64,
+    #[serde(default)]
+    pub processes: usize,
+    /// Set once the catalog holds the record; not stored.
+    #[serde(skip)]
+    pub durable: bool,
+}
+
+impl Node for CheckpointRecord {
+    fn id(&self) -> &CheckpointId {
+        &self.id
+    }
+    fn parent(&self) -> Option<&CheckpointId> {
+        self.parent.as_ref()
+    }
+    fn label(&self) -> Option<&str> {
+        self.label.as_deref()
+    }
+}
+
+/// The open catalog; shared by all threads, one writer at a time.
+pub struct Catalog {
+    database: Database,
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::internal("cannot use the catalog", error)
+}
+
+impl Catalog {
+    /// Opens or creates the catalog. A file of an unknown version or another program's is refused.
+    pub fn open(path: &Path) -> Result<Self> {
+        let database = Database::create(path).map_err(|error| {
+            Error::internal(&format!("cannot open {}", path.display()), error)
+                .hint("another daemon may use this state directory, or the file is damaged")
+        })?;
+        let write = database.begin_write().map_err(failed)?;
+        {
+            let mut meta = write.open_table(META).map_err(failed)?;
+            let version = meta.get("version").map_err(failed)?.map(|v| v.value());
+            match version {
+                None => drop(meta.insert("version", FORMAT_VERSION).map_err(failed)?),
+                Some(FORMAT_VERSION) => {}
+                Some(other) => {
+                    return Err(Error::new(
+                        deltabox_api::ErrorKind::Unsupported,
+                        format!("{} has format version {other}, this program knows {FORMAT_VERSION}", path.display()),
+                    )
+                    .hint("use the version of deltabox that wrote it, or another state directory"));
+                }
+            }
+            write.open_table(SANDBOXES).map_err(failed)?;
+            write.open_table(CHECKPOINTS).map_err(failed)?;
+        }
+        write.commit().map_err(failed)?;
+        Ok(Self { database })
+    }
+
+    /// All sandboxes with their checkpoints in the order they were made.
+    pub fn load(&self) -> Result<Vec<(SandboxRecord, Vec<CheckpointRecord>)>> {
+        let read = self.database.begin_read().map_err(failed)?;
+        let sandboxes = read.open_table(SANDBOXES).map_err(failed)?;
+        let checkpoints = read.open_table(CHECKPOINTS).map_err(failed)?;
+        let mut all = Vec::new();
+        for entry in sandboxes.iter().map_err(failed)? {
+            let (id, value) = entry.map_err(failed)?;
+            let sandbox: SandboxRecord = serde_json::from_slice(value.value()).map_err(failed)?;
+            let mut nodes = Vec::new();
+            for entry in checkpoints.range((id.value(), 0)..=(id.value(), u64::MAX)).map_err(failed)? {
+                let (_, value) = entry.map_err(failed)?;
+                let mut node: CheckpointRecord = serde_json::from_slice(value.value()).map_err(failed)?;
+                node.durable = true;
+                nodes.push(node);
+            }
+            all.push((sandbox, nodes));
+        }
+        Ok(all)
+    }
+
+    /// Writes a sandbox and some of its checkpoints in one durable transaction.
+    pub fn put(&self, sandbox: &SandboxRecord, checkpoints: &[CheckpointRecord]) -> Result<()> {
+        let write = self.database.begin_write().map_err(failed)?;
+        {
+            let mut table = write.open_table(SANDBOXES).map_err(failed)?;
+            let value = serde_json::to_vec(sandbox).map_err(failed)?;
+            table.insert(sandbox.id.as_str(), value.as_slice()).map_err(failed)?;
+            let mut table = write.open_table(CHECKPOINTS).map_err(failed)?;
+            for node in checkpoints {
+                let value = serde_json::to_vec(node).map_err(failed)?;
+                table.insert((sandbox.id.as_str(), node.sequence), value.as_slice()).map_err(failed)?;
+            }
+        }
+        write.commit().map_err(failed)
+    }
+
+    /// Forgets a sandbox and its checkpoints, durably.
+    pub fn remove(&self, id: &SandboxId) -> Result<()> {
+        let write = self.database.begin_write().map_err(failed)?;
+        {
+            let mut table = write.open_table(SANDBOXES).map_err(failed)?;
+            table.remove(id.as_str()).map_err(failed)?;
+            let mut table = write.open_table(CHECKPOINTS).map_err(failed)?;
+            table.retain_in((id.as_str(), 0)..=(id.as_str(), u64::MAX), |_, _| false).map_err(failed)?;
+        }
+        write.commit().map_err(failed)
+    }
+}

@@ -1,0 +1,220 @@
+//! Commands run by callers: start, signals, their end.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+
+use deltabox_api::{ExecRequest, WindowSize};
+use deltabox_isolation::{Event, ExecSpec, ExitStatus, KillTarget, Stdio};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{Live, Sandbox};
+use crate::error::{Error, Result};
+use crate::id::{CheckpointId, ExecId};
+
+/// The caller's ends of a command's standard streams.
+pub enum ExecStdio {
+    /// Detached: nothing to read or write.
+    None,
+    Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
+    Terminal { master: OwnedFd },
+}
+
+/// A command that was started.
+pub struct ExecStarted {
+    pub id: ExecId,
+    /// Process id inside the sandbox.
+    pub pid: i32,
+    pub stdio: ExecStdio,
+}
+
+/// How a command's stream ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExecEnd {
+    Exited { code: Option<i32>, signal: Option<i32> },
+    /// A rollback led to a state in which the command did not exist.
+    Discarded(CheckpointId),
+    /// The sandbox was removed or failed.
+    Lost(String),
+}
+
+/// What the starter of a command is told; [`Notice::Ended`] is the last.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    RolledBack(CheckpointId),
+    Ended(ExecEnd),
+}
+
+/// Called on the sandbox's thread; must not block.
+pub type Notify = Box<dyn FnMut(Notice) + Send>;
+
+/// A command that has not ended.
+pub(crate) struct Exec {
+    pub pid_inside: i32,
+    /// Init's number of the start: process ids are reused.
+    start: u64,
+    pub argv: Vec<String>,
+    pub tty: bool,
+    notify: Notify,
+}
+
+impl Exec {
+    pub fn end(mut self, end: ExecEnd) {
+        (self.notify)(Notice::Ended(end));
+    }
+}
+
+/// The search path of commands that do not bring their own.
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+impl Sandbox {
+    /// Starts a command; `notify` hears of rollbacks and of its end.
+    pub fn exec(&mut self, request: &ExecRequest, notify: Notify) -> Result<ExecStarted> {
+        if request.argv.is_empty() || request.argv.iter().any(|arg| arg.contains('\0')) {
+            return Err(Error::usage("a command needs at least a program, and no argument may contain a NUL byte"));
+        }
+        let record = self.record.clone();
+        let live = self.live()?;
+        let user = request.user.as_deref().or(record.user.as_deref()).unwrap_or("0");
+        let user = deltabox_isolation::users::resolve(live.root(), user).map_err(|e| Error::usage(e.to_string()))?;
+        let env = environment(&record.env, request, &user.home, record.id.as_str());
+        let (stdio, caller) = streams(live, request)?;
+        let spec = ExecSpec {
+            argv: request.argv.iter().map(Into::into).collect(),
+            env: env.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+            cwd: request.workdir.clone().or(record.workdir).unwrap_or_else(|| "/".into()).into(),
+            uid: user.uid,
+            gid: user.gid,
+            groups: user.groups,
+            umask: 0o022,
+            rlimits: Vec::new(),
+            stdio,
+        };
+        let started = live.cell.exec(spec)?;
+        let id = ExecId::random();
+        let stdio = match started.pty_master {
+            Some(master) => ExecStdio::Terminal { master },
+            None => caller,
+        };
+        let exec = Exec {
+            pid_inside: started.pid_inside,
+            start: started.start,
+            argv: request.argv.clone(),
+            tty: request.tty.is_some(),
+            notify,
+        };
+        live.execs.insert(id.clone(), exec);
+        Ok(ExecStarted { id, pid: started.pid_inside, stdio })
+    }
+
+    /// Sends a signal to a command's process group, which is its session's until it makes others.
+    pub fn signal_exec(&mut self, id: &str, signal: i32) -> Result<()> {
+        let live = self.live()?;
+        let exec = live.execs.get(&ExecId::from(id));
+        let pid = exec.ok_or_else(|| Error::not_found(format!("no running command {id}")))?.pid_inside;
+        live.cell.signal(KillTarget::Group(pid), signal).map_err(Error::from)
+    }
+
+    /// Takes note of commands that ended.
+    pub(super) fn take_events(&mut self) {
+        let Some(live) = &mut self.live else { return };
+        match live.cell.poll_events() {
+            Ok(events) => {
+                for Event::Exited { start, status, .. } in events {
+                    live.ended(start, status);
+                }
+            }
+            Err(error) => {
+                let message = format!("its init ended: {error}");
+                tracing::error!(sandbox = %self.record.name, %message);
+                self.fail(message);
+            }
+        }
+    }
+
+    /// Gives the live state up; durable and ready checkpoints stay.
+    pub(super) fn fail(&mut self, message: String) {
+        if let Some(mut live) = self.live.take() {
+            live.end_execs(|| ExecEnd::Lost(message.clone()));
+        }
+        self.failure = Some(message);
+    }
+
+    /// Ends the cell, if there is one, and tells whether something of it is left.
+    pub(crate) fn end(&mut self, why: &str) -> Result<()> {
+        for (_, replies) in self.waiting.drain() {
+            let gone = Error::conflict(format!("the sandbox ended: {why}"));
+            replies.into_iter().for_each(|reply| reply(Err(gone.clone())));
+        }
+        match self.live.take() {
+            Some(live) => live.end(why),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Live {
+    fn ended(&mut self, start: Option<u64>, status: ExitStatus) {
+        let id = self.execs.iter().find(|(_, exec)| Some(exec.start) == start).map(|(id, _)| id.clone());
+        if let Some(exec) = id.and_then(|id| self.execs.remove(&id)) {
+            let (code, signal) = match status {
+                ExitStatus::Code(code) => (Some(code), None),
+                ExitStatus::Signal { signal, .. } => (None, Some(signal)),
+            };
+            exec.end(ExecEnd::Exited { code, signal });
+        }
+    }
+
+    fn end(mut self, why: &str) -> Result<()> {
+        self.end_execs(|| ExecEnd::Lost(why.to_owned()));
+        self.cell.destroy()
+    }
+
+    /// Ends the streams of all running commands.
+    pub fn end_execs(&mut self, end: impl Fn() -> ExecEnd) {
+        for (_, exec) in self.execs.drain() {
+            exec.end(end());
+        }
+    }
+}
+
+fn environment(
+    sandbox: &BTreeMap<String, String>,
+    request: &ExecRequest,
+    home: &str,
+    id: &str,
+) -> BTreeMap<String, String> {
+    let mut env = BTreeMap::from([
+        ("PATH".to_owned(), DEFAULT_PATH.to_owned()),
+        ("HOME".to_owned(), home.to_owned()),
+        ("LANG".to_owned(), "C.UTF-8".to_owned()),
+        ("DELTABOX_SANDBOX_ID".to_owned(), id.to_owned()),
+    ]);
+    if request.tty.is_some() {
+        env.insert("TERM".into(), "xterm-256color".into());
+    }
+    env.extend(sandbox.clone());
+    env.extend(request.env.clone());
+    env
+}
+
+/// The command's streams and the caller's ends of them.
+fn streams(live: &Live, request: &ExecRequest) -> Result<(Stdio, ExecStdio)> {
+    if let Some(WindowSize { rows, cols }) = request.tty {
+        return Ok((Stdio::Pty { rows, cols }, ExecStdio::None));
+    }
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::io("cannot make a pipe", &error.into()));
+    let null = || live.open_null();
+    if request.detach {
+        return Ok((Stdio::Fds([null()?, null()?, null()?]), ExecStdio::None));
+    }
+    let (stdin, caller_in) = if request.stdin {
+        let (read, write) = pipe()?;
+        (read, Some(write))
+    } else {
+        (null()?, None)
+    };
+    let (out_read, out_write) = pipe()?;
+    let (err_read, err_write) = pipe()?;
+    let caller = ExecStdio::Pipes { stdin: caller_in, stdout: out_read, stderr: err_read };
+    Ok((Stdio::Fds([stdin, out_write, err_write]), caller))
+}

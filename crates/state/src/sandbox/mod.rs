@@ -1,0 +1,160 @@
+//! One sandbox: its live state, its tree, and the OS thread that owns both.
+//!
+//! States: *running* (a cell with the live file state) and *stopped* (only durable checkpoints). A rollback leads from
+//! either to running; a failure past the point of no return leads from running to *failed*, which is *stopped* with
+//! the last state's checkpoints.
+
+mod checkpoint;
+mod exec;
+mod files;
+mod live;
+mod queue;
+mod thread;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use deltabox_api::{CheckpointInfo, ExecInfo, Log, SandboxInfo, SandboxStatus, Stats};
+
+pub use exec::{ExecEnd, ExecStarted, ExecStdio, Notice};
+
+pub(crate) use live::Live;
+pub use thread::Handle;
+
+use crate::catalog::{CheckpointRecord, SandboxRecord};
+use crate::engine::Shared;
+use crate::error::{Error, Result};
+use crate::id::CheckpointId;
+use crate::tree::Tree;
+
+/// Told when a checkpoint has become durable, or why it will not.
+pub type DurableReply = Box<dyn FnOnce(Result<()>) + Send>;
+
+/// A sandbox as the thread that owns it sees it.
+pub struct Sandbox {
+    pub(crate) record: SandboxRecord,
+    pub(crate) shared: Arc<Shared>,
+    tree: Tree<CheckpointRecord>,
+    live: Option<Live>,
+    /// Why there is no live state although nobody stopped it.
+    failure: Option<String>,
+    next_sequence: u64,
+    waiting: HashMap<CheckpointId, Vec<DurableReply>>,
+    /// The sandbox's own queue, so that background work can report back.
+    handle: Handle,
+}
+
+impl Sandbox {
+    fn new(
+        record: SandboxRecord,
+        checkpoints: Vec<CheckpointRecord>,
+        live: Option<Live>,
+        shared: Arc<Shared>,
+        handle: Handle,
+    ) -> Self {
+        let next_sequence = checkpoints.last().map_or(0, |node| node.sequence + 1);
+        let tree = Tree::new(checkpoints, record.current.clone());
+        Self { record, shared, tree, live, failure: None, next_sequence, waiting: HashMap::new(), handle }
+    }
+
+    /// The live state, or an error that says how to get one.
+    fn live(&mut self) -> Result<&mut Live> {
+        let name = &self.record.name;
+        let failure = self.failure.as_deref();
+        self.live.as_mut().ok_or_else(|| {
+            let why = failure.unwrap_or("the daemon was restarted");
+            Error::conflict(format!("sandbox {name} is not running: {why}"))
+                .hint("`deltabox rollback` to one of its checkpoints brings it back; `deltabox log` lists them")
+        })
+    }
+
+    pub fn info(&self) -> SandboxInfo {
+        let record = &self.record;
+        let status = match (&self.live, &self.failure) {
+            (Some(_), _) => SandboxStatus::Running,
+            (None, Some(_)) => SandboxStatus::Failed,
+            (None, None) => SandboxStatus::Stopped,
+        };
+        SandboxInfo {
+            id: record.id.to_string(),
+            name: record.name.clone(),
+            status,
+            root: record.root.clone(),
+            limits: record.limits.clone(),
+            mounts: record.mounts.clone(),
+            env: record.env.clone(),
+            created_unix: record.created_unix,
+            current: self.tree.current().map(ToString::to_string),
+            checkpoints: self.tree.len(),
+            init_pid: self.live.as_ref().map(Live::init_pid),
+            execs: self.live.as_ref().map_or_else(Vec::new, Live::exec_infos),
+            phases_ms: self.live.as_ref().map(|live| live.created_phases.clone()).unwrap_or_default(),
+        }
+    }
+
+    pub fn log(&self) -> Log {
+        let checkpoints = self.tree.iter().map(checkpoint_info).collect();
+        Log { checkpoints, current: self.tree.current().map(ToString::to_string) }
+    }
+
+    pub fn stats(&mut self) -> Result<Stats> {
+        let mut stats = Stats { checkpoints: self.tree.len(), ..Stats::default() };
+        if let Some(live) = &self.live {
+            live.add_stats(&mut stats)?;
+        }
+        Ok(stats)
+    }
+
+    /// Makes ahead what the next checkpoint or rollback needs.
+    fn prepare(&mut self) {
+        if let Some(live) = &mut self.live
+            && let Err(error) = live.files.prepare()
+        {
+            // Costs the next operation time, nothing else.
+            tracing::warn!(sandbox = %self.record.name, %error, "could not prepare ahead");
+        }
+    }
+
+    /// Calls back once the checkpoint survives a crash, at once if it does already.
+    pub fn when_durable(&mut self, id: &str, reply: DurableReply) {
+        let id = CheckpointId::from(id);
+        match self.tree.get(&id) {
+            None => reply(Err(Error::not_found(format!("no checkpoint {id}")))),
+            Some(node) if node.durable => reply(Ok(())),
+            Some(_) => self.waiting.entry(id).or_default().push(reply),
+        }
+    }
+
+    /// Reported by the background worker after it synced and wrote (or failed to write) these checkpoints.
+    pub(crate) fn made_durable(&mut self, ids: &[CheckpointId], result: &Result<()>) {
+        for id in ids {
+            if result.is_ok()
+                && let Some(node) = self.tree.get_mut(id)
+            {
+                node.durable = true;
+            }
+            for reply in self.waiting.remove(id).unwrap_or_default() {
+                reply(result.clone());
+            }
+        }
+    }
+}
+
+fn checkpoint_info(node: &CheckpointRecord) -> CheckpointInfo {
+    CheckpointInfo {
+        id: node.id.to_string(),
+        parent: node.parent.as_ref().map(ToString::to_string),
+        label: node.label.clone(),
+        token: node.token.clone(),
+        created_unix_ms: node.created_unix_ms,
+        file_bytes: node.file_bytes,
+        memory_bytes: node.memory_bytes,
+        processes: node.processes,
+        durable: node.durable,
+    }
+}
+
+/// One line of `inspect` per command that has not ended.
+pub(crate) fn exec_info(id: &crate::id::ExecId, exec: &exec::Exec) -> ExecInfo {
+    ExecInfo { id: id.to_string(), pid: exec.pid_inside, argv: exec.argv.clone(), tty: exec.tty }
+}
