@@ -1,0 +1,27 @@
+/* Signals at a high rate from a timer, while reads, waits and arithmetic go on. */
+#include "run.h"
+
+static volatile long ticks;
+static int p[2];
+static void tick(int s) { (void)s, ticks++; }
+static void round_of(int i) {
+    char b[8];
+    if (i == 0) {
+        long before = ticks;
+        int64_t end = now_ms() + 2000;
+        while (ticks < before + 5 && now_ms() < end) {
+        }
+        GOOD(ticks >= before + 5);
+    } else {
+        GOOD(write(p[1], "x", 1) == 1 && read(p[0], b, 1) == 1);
+    }
+}
+static void setup(void) {
+    probe_eintr_ok = 1;
+    MUST(pipe(p));
+    struct sigaction a = {.sa_handler = tick, .sa_flags = SA_RESTART};
+    MUST(sigaction(SIGALRM, &a, NULL));
+    struct itimerval v = {{0, 2000}, {0, 2000}};
+    MUST(setitimer(ITIMER_REAL, &v, NULL));
+    run_as_threads(2);
+}
