@@ -15,7 +15,11 @@ pub struct State {
 }
 
 pub(super) fn capture(live: &Live, description: &LiveDescription, of_opener: bool) -> State {
-    State { place: Place::of(live, description), device: description.device, of_opener }
+    State {
+        place: Place::of(live, description),
+        device: description.device,
+        of_opener,
+    }
 }
 
 pub(super) fn same(wanted: &State, live: &Live, description: &LiveDescription) -> bool {

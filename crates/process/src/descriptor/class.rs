@@ -79,23 +79,47 @@ pub(super) fn why_refused(description: &LiveDescription) -> (String, &'static st
     let link = String::from_utf8_lossy(&description.link).into_owned();
     let has = |part: &str| link.contains(part);
     let (why, remedy) = if has("io_uring") {
-        ("requests in flight inside the kernel cannot be read out", "run the program without io_uring")
+        (
+            "requests in flight inside the kernel cannot be read out",
+            "run the program without io_uring",
+        )
     } else if has("userfaultfd") {
-        ("page faults would wait for an answer nobody gives", "run the program without userfaultfd")
+        (
+            "page faults would wait for an answer nobody gives",
+            "run the program without userfaultfd",
+        )
     } else if has("fanotify") {
-        ("permission events wait for an answer inside the kernel", "watch with inotify instead")
+        (
+            "permission events wait for an answer inside the kernel",
+            "watch with inotify instead",
+        )
     } else if has("bpf") {
-        ("programs loaded into the kernel are not part of a sandbox", "close it before the checkpoint")
+        (
+            "programs loaded into the kernel are not part of a sandbox",
+            "close it before the checkpoint",
+        )
     } else if has("perf_event") {
-        ("hardware counters cannot be set back", "close it before the checkpoint")
+        (
+            "hardware counters cannot be set back",
+            "close it before the checkpoint",
+        )
     } else if has("secretmem") {
-        ("secret memory cannot be read by anyone but its owner", "use ordinary memory or a memfd")
+        (
+            "secret memory cannot be read by anyone but its owner",
+            "use ordinary memory or a memfd",
+        )
     } else if description.mode & libc::S_IFMT == libc::S_IFBLK
         || description.mode & libc::S_IFMT == libc::S_IFCHR
     {
-        ("a device has a state that only the device knows", "close it before the checkpoint")
+        (
+            "a device has a state that only the device knows",
+            "close it before the checkpoint",
+        )
     } else {
-        ("this kind of descriptor is not known", "close it before the checkpoint")
+        (
+            "this kind of descriptor is not known",
+            "close it before the checkpoint",
+        )
     };
     (link, why, remedy)
 }

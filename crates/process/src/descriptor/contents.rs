@@ -48,7 +48,9 @@ impl ContentDirectory {
     /// When it cannot be opened.
     pub fn open(path: &std::path::Path) -> io::Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(Self { dir: rustix::fs::open(path, flags, Mode::empty())? })
+        Ok(Self {
+            dir: rustix::fs::open(path, flags, Mode::empty())?,
+        })
     }
 
     /// Forgets a content; one that is not there is no error.

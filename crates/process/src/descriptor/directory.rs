@@ -16,11 +16,15 @@ pub struct State {
 }
 
 pub(super) fn capture(live: &Live, description: &LiveDescription) -> State {
-    State { place: Place::of(live, description) }
+    State {
+        place: Place::of(live, description),
+    }
 }
 
 pub(super) fn same(wanted: &State, live: &Live, description: &LiveDescription) -> bool {
-    wanted.place.fits(live, description.mount, description.object, description.links)
+    wanted
+        .place
+        .fits(live, description.mount, description.object, description.links)
 }
 
 pub(super) fn make(wanted: &State, flags: u32, root: BorrowedFd<'_>) -> Result<OwnedFd, Error> {
@@ -42,7 +46,7 @@ pub(super) fn removed(root: BorrowedFd<'_>, flags: u32) -> std::io::Result<Owned
     rustix::fs::mkdirat(root, name.as_str(), Mode::from_raw_mode(0o755))?;
     let opened = open_in_root(root, name.as_bytes(), flags | libc::O_DIRECTORY as u32);
     rustix::fs::unlinkat(root, name.as_str(), AtFlags::REMOVEDIR)?;
-    let time = |seconds, nanoseconds: u64| Timespec { tv_sec: seconds, tv_nsec: nanoseconds as i64 };
+    let time = |tv_sec, tv_nsec| Timespec { tv_sec, tv_nsec };
     let times = Timestamps {
         last_access: time(stat.st_atime, stat.st_atime_nsec),
         last_modification: time(stat.st_mtime, stat.st_mtime_nsec),

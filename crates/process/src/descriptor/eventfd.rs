@@ -21,10 +21,15 @@ const STEPS_MAX: u64 = 1000;
 
 pub(super) fn capture(live: &LiveDescription) -> Result<State, Error> {
     // The count is hexadecimal, padded with blanks (fs/eventfd.c, eventfd_show_fdinfo).
-    let count = live.field("eventfd-count").and_then(|text| u64::from_str_radix(text, 16).ok());
+    let count = live
+        .field("eventfd-count")
+        .and_then(|text| u64::from_str_radix(text, 16).ok());
     let count = count.ok_or_else(|| bad_state("an eventfd", "its counter cannot be read from fdinfo"))?;
     // Kernels before 6.5 do not tell; the type is then taken for the plain one.
-    Ok(State { count, semaphore: live.field("eventfd-semaphore") == Some("1") })
+    Ok(State {
+        count,
+        semaphore: live.field("eventfd-semaphore") == Some("1"),
+    })
 }
 
 pub(super) fn same(wanted: &State, live: &LiveDescription) -> bool {

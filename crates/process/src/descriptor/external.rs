@@ -72,5 +72,8 @@ impl Externals {
 
 fn object_of(fd: BorrowedFd<'_>) -> io::Result<ObjectKey> {
     let attributes = rustix::fs::fstat(fd)?;
-    Ok(ObjectKey { dev: attributes.st_dev, ino: attributes.st_ino })
+    Ok(ObjectKey {
+        dev: attributes.st_dev,
+        ino: attributes.st_ino,
+    })
 }

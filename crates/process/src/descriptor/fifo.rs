@@ -17,7 +17,9 @@ pub struct State {
 }
 
 pub(super) fn same(wanted: &State, live: &Live, description: &LiveDescription) -> bool {
-    wanted.place.fits(live, description.mount, description.object, description.links)
+    wanted
+        .place
+        .fits(live, description.mount, description.object, description.links)
 }
 
 /// The FIFO opened both ways, so that its pipe exists while content is put in and ends are opened.

@@ -17,6 +17,8 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::error::{Error, reading};
 use super::tables::ObjectKey;
+use crate::ids::InsidePid;
+use crate::stop::Process;
 
 /// A stopped process of the sandbox.
 #[derive(Clone, Debug)]
@@ -24,9 +26,26 @@ pub struct Member {
     /// Its number in the engine's PID namespace.
     pub pid: Pid,
     /// Its number inside the sandbox.
-    pub number: u32,
+    pub number: InsidePid,
     /// All its threads but the leader, in the engine's PID namespace.
     pub threads: Vec<Pid>,
+}
+
+impl Member {
+    /// What is needed of a stopped process.
+    #[must_use]
+    pub fn of(process: &Process) -> Member {
+        let threads = process
+            .threads
+            .iter()
+            .map(|t| t.tracee.tid())
+            .filter(|&tid| tid != process.pid());
+        Member {
+            pid: process.pid().pid(),
+            number: process.inside(),
+            threads: threads.map(|tid| tid.pid()).collect(),
+        }
+    }
 }
 
 /// All descriptor tables of a sandbox as they are now.
@@ -36,12 +55,14 @@ pub struct Live {
     pub(super) descriptions: Vec<LiveDescription>,
     /// The mount id of the sandbox's root.
     pub(super) root_mount: u64,
+    /// Its device, in the kernel's own encoding.
+    pub(super) root_device: u64,
 }
 
 #[derive(Debug)]
 pub(super) struct LiveProcess {
     pub pid: Pid,
-    pub number: u32,
+    pub number: InsidePid,
     pub pidfd: OwnedFd,
     /// `/proc/pid`.
     pub dir: OwnedFd,
@@ -109,10 +130,14 @@ impl Live {
     /// # Errors
     /// When `/proc` cannot be read or a process is gone.
     pub fn read(members: &[Member], root: BorrowedFd<'_>) -> Result<Live, Error> {
-        let root_mount = statx(root, "", AtFlags::EMPTY_PATH)
-            .map_err(|e| reading(0, "the root of the sandbox", e))?
-            .stx_mnt_id;
-        let mut live = Live { processes: Vec::new(), descriptions: Vec::new(), root_mount };
+        let top = statx(root, "", AtFlags::EMPTY_PATH)
+            .map_err(|e| reading(InsidePid(0), "the root of the sandbox", e))?;
+        let mut live = Live {
+            processes: Vec::with_capacity(members.len()),
+            descriptions: Vec::new(),
+            root_mount: top.stx_mnt_id,
+            root_device: (u64::from(top.stx_dev_major) << 20) | u64::from(top.stx_dev_minor),
+        };
         let mut entries = Vec::new();
         for member in members {
             live.add_process(member, &mut entries)?;
@@ -123,8 +148,7 @@ impl Live {
 
     fn add_process(&mut self, member: &Member, entries: &mut Vec<Entry>) -> Result<(), Error> {
         let failed = |what: &'static str| move |e: Errno| reading(member.number, what, e);
-        let pidfd =
-            pidfd_open(member.pid, PidfdFlags::empty()).map_err(failed("a handle of the process"))?;
+        let pidfd = pidfd_open(member.pid, PidfdFlags::empty()).map_err(failed("a handle of the process"))?;
         let dir = rustix::fs::open(
             format!("/proc/{}", member.pid.as_raw_nonzero()),
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -175,8 +199,13 @@ impl Live {
         type Look = (u64, u64, u32, i64);
         let mut alike: HashMap<Look, Vec<usize>> = HashMap::with_capacity(entries.len());
         for entry in entries {
-            let posix = entry.info.lines().filter(|l| l.starts_with("lock:") && l.contains(" POSIX "));
-            self.processes[entry.process].posix_locks.extend(posix.map(|l| (entry.fd, l.to_owned())));
+            let posix = entry
+                .info
+                .lines()
+                .filter(|l| l.starts_with("lock:") && l.contains(" POSIX "));
+            self.processes[entry.process]
+                .posix_locks
+                .extend(posix.map(|l| (entry.fd, l.to_owned())));
             let look = (entry.ino, entry.mount, entry.flags, entry.pos);
             let bucket = alike.entry(look).or_default();
             let description = match self.find_in(bucket, &entry)? {
@@ -186,7 +215,10 @@ impl Live {
                     bucket.insert(at, new);
                     let (process, fd) = (entry.process, entry.fd);
                     let description = self.describe(process, fd, &entry)?;
-                    self.descriptions.push(LiveDescription { info: entry.info, ..description });
+                    self.descriptions.push(LiveDescription {
+                        info: entry.info,
+                        ..description
+                    });
                     self.processes[process].slots.push(LiveSlot {
                         fd,
                         close_on_exec: entry.close_on_exec,
@@ -239,7 +271,10 @@ impl Live {
             flags: entry.flags,
             pos: entry.pos,
             mount: entry.mount,
-            object: ObjectKey { dev: device(&attributes), ino: attributes.stx_ino },
+            object: ObjectKey {
+                dev: device(&attributes),
+                ino: attributes.stx_ino,
+            },
             link: link.into_bytes(),
             mode: u32::from(attributes.stx_mode),
             links: attributes.stx_nlink,
@@ -268,15 +303,43 @@ impl Live {
     }
 
     /// The description behind a descriptor of the process with this number inside the sandbox.
-    pub(super) fn at(&self, number: u32, fd: i32) -> Option<usize> {
+    pub(super) fn at(&self, number: InsidePid, fd: i32) -> Option<usize> {
         let process = self.processes.iter().find(|p| p.number == number)?;
-        let process = process.shared_with.map_or(process, |other| &self.processes[other]);
+        let process = process
+            .shared_with
+            .map_or(process, |other| &self.processes[other]);
         let slot = process.slots.binary_search_by_key(&fd, |s| s.fd).ok()?;
         Some(process.slots[slot].description)
     }
 
+    pub(super) fn process(&self, number: InsidePid) -> Option<&LiveProcess> {
+        self.processes.iter().find(|p| p.number == number)
+    }
+
+    /// The number inside the sandbox of a process, thread or group of the engine's namespace.
+    pub(super) fn inside(&self, outside: i32) -> Option<InsidePid> {
+        if outside <= 0 {
+            return None;
+        }
+        if let Some(process) = self
+            .processes
+            .iter()
+            .find(|p| p.pid.as_raw_nonzero().get() == outside)
+        {
+            return Some(process.number);
+        }
+        let status = std::fs::read_to_string(format!("/proc/{outside}/status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
+        line.split_whitespace().last()?.parse().ok().map(InsidePid)
+    }
+
+    /// The number outside of a process of the sandbox.
+    pub(super) fn outside(&self, inside: InsidePid) -> Option<Pid> {
+        self.process(inside).map(|p| p.pid)
+    }
+
     /// The process and descriptor to name a description by.
-    pub(super) fn name(&self, description: usize) -> (u32, i32) {
+    pub(super) fn name(&self, description: usize) -> (InsidePid, i32) {
         let (process, fd) = self.descriptions[description].holder;
         (self.processes[process].number, fd)
     }
@@ -297,12 +360,18 @@ impl LiveDescription {
 
     /// The value of a line `name:  value` of fdinfo.
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.info.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
+        self.info
+            .lines()
+            .find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
     }
 }
 
-fn compare(number: u32, ask: impl FnOnce() -> std::io::Result<Ordering>) -> Result<Ordering, Error> {
-    ask().map_err(|source| Error::Read { process: number, what: "which descriptors are shared", source })
+fn compare(number: InsidePid, ask: impl FnOnce() -> std::io::Result<Ordering>) -> Result<Ordering, Error> {
+    ask().map_err(|source| Error::Read {
+        process: number,
+        what: "which descriptors are shared",
+        source,
+    })
 }
 
 pub(super) fn statx(dir: BorrowedFd<'_>, path: &str, flags: AtFlags) -> Result<Statx, Errno> {
@@ -315,14 +384,18 @@ pub(super) fn device(attributes: &Statx) -> u64 {
 
 fn read_entries(
     process: usize,
-    number: u32,
+    number: InsidePid,
     dir: &OwnedFd,
     entries: &mut Vec<Entry>,
 ) -> Result<(), Error> {
     let failed = |e: Errno| reading(number, "its descriptors", e);
-    let fdinfo =
-        rustix::fs::openat(dir, "fdinfo", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(failed)?;
+    let fdinfo = rustix::fs::openat(
+        dir,
+        "fdinfo",
+        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed)?;
     let mut names = [const { MaybeUninit::<u8>::uninit() }; 8192];
     let mut listing = RawDir::new(&fdinfo, &mut names);
     let mut text = vec![0_u8; 4096];
@@ -387,25 +460,15 @@ mod tests {
 
     #[test]
     fn fdinfo_is_parsed() {
-        let entry =
-            parse(3, 7, b"pos:\t12\nflags:\t02000002\nmnt_id:\t17\nino:\t1038\neventfd-count: 3\n").unwrap();
+        let entry = parse(
+            3,
+            7,
+            b"pos:\t12\nflags:\t02000002\nmnt_id:\t17\nino:\t1038\neventfd-count: 3\n",
+        )
+        .unwrap();
         assert_eq!((entry.process, entry.fd, entry.pos, entry.flags), (3, 7, 12, 2));
         assert_eq!((entry.mount, entry.ino, entry.close_on_exec), (17, 1038, true));
         assert_eq!(entry.info, "eventfd-count: 3\n");
         assert!(parse(0, 0, b"pos:\t1\n").is_none());
-    }
-
-    #[test]
-    fn duplicates_in_our_own_table_are_one_description() {
-        let (read, write) = rustix::pipe::pipe().unwrap();
-        let dup = rustix::io::fcntl_dupfd_cloexec(&read, 0).unwrap();
-        let member = Member { pid: rustix::process::getpid(), number: 1, threads: Vec::new() };
-        let root = rustix::fs::open("/", OFlags::PATH, Mode::empty()).unwrap();
-        let live = Live::read(&[member], root.as_fd()).unwrap();
-        use std::os::fd::AsRawFd;
-        let at = |fd: &OwnedFd| live.at(1, fd.as_raw_fd()).unwrap();
-        assert_eq!(at(&read), at(&dup));
-        assert_ne!(at(&read), at(&write));
-        assert!(live.descriptions[at(&read)].link.starts_with(b"pipe:["));
     }
 }

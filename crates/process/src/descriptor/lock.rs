@@ -35,9 +35,19 @@ pub struct Posix {
 /// One line of fdinfo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    Flock { exclusive: bool },
-    Posix { exclusive: bool, start: i64, len: i64 },
-    OfDescription { exclusive: bool, start: i64, len: i64 },
+    Flock {
+        exclusive: bool,
+    },
+    Posix {
+        exclusive: bool,
+        start: i64,
+        len: i64,
+    },
+    OfDescription {
+        exclusive: bool,
+        start: i64,
+        len: i64,
+    },
     /// A lease or a delegation.
     Lease,
 }
@@ -56,8 +66,16 @@ pub(super) fn parse(line: &str) -> Option<Line> {
     };
     match kind {
         "FLOCK" => Some(Line::Flock { exclusive }),
-        "POSIX" => Some(Line::Posix { exclusive, start, len }),
-        "OFDLCK" => Some(Line::OfDescription { exclusive, start, len }),
+        "POSIX" => Some(Line::Posix {
+            exclusive,
+            start,
+            len,
+        }),
+        "OFDLCK" => Some(Line::OfDescription {
+            exclusive,
+            start,
+            len,
+        }),
         "LEASE" | "DELEG" => Some(Line::Lease),
         _ => None,
     }
@@ -70,9 +88,15 @@ pub(super) fn of_description(info: &str) -> Vec<OfDescription> {
         .filter_map(parse)
         .filter_map(|line| match line {
             Line::Flock { exclusive } => Some(OfDescription::Flock { exclusive }),
-            Line::OfDescription { exclusive, start, len } => {
-                Some(OfDescription::Range { exclusive, start, len })
-            }
+            Line::OfDescription {
+                exclusive,
+                start,
+                len,
+            } => Some(OfDescription::Range {
+                exclusive,
+                start,
+                len,
+            }),
             Line::Posix { .. } | Line::Lease => None,
         })
         .collect();
@@ -85,7 +109,16 @@ pub(super) fn of_process(lines: &[(i32, String)]) -> Vec<Posix> {
     let mut locks: Vec<_> = lines
         .iter()
         .filter_map(|(fd, line)| match parse(line)? {
-            Line::Posix { exclusive, start, len } => Some(Posix { fd: *fd, exclusive, start, len }),
+            Line::Posix {
+                exclusive,
+                start,
+                len,
+            } => Some(Posix {
+                fd: *fd,
+                exclusive,
+                start,
+                len,
+            }),
             _ => None,
         })
         .collect();
@@ -104,7 +137,8 @@ pub(super) fn release(fd: BorrowedFd<'_>, held: &[OfDescription], name: &str) ->
     for lock in held {
         match *lock {
             OfDescription::Flock { .. } => {
-                flock(fd, FlockOperation::NonBlockingUnlock).map_err(making(format!("the lock of {name}")))?;
+                flock(fd, FlockOperation::NonBlockingUnlock)
+                    .map_err(making(format!("the lock of {name}")))?;
             }
             OfDescription::Range { start, len, .. } => unlock_description(fd, Range { start, len })
                 .map_err(making(format!("the locks of {name}")))?,
@@ -125,7 +159,11 @@ pub(super) fn take(fd: BorrowedFd<'_>, wanted: &[OfDescription], name: &str) -> 
                 };
                 flock(fd, operation).map_err(making(format!("the lock of {name}")))?;
             }
-            OfDescription::Range { exclusive, start, len } => {
+            OfDescription::Range {
+                exclusive,
+                start,
+                len,
+            } => {
                 lock_description(fd, exclusive, Range { start, len })
                     .map_err(making(format!("the locks of {name}")))?;
             }
@@ -147,13 +185,24 @@ mod tests {
         );
         assert_eq!(
             line("lock:\t2: POSIX  ADVISORY  READ 12284 fe:00:10010652 5 14"),
-            Line::Posix { exclusive: false, start: 5, len: 10 }
+            Line::Posix {
+                exclusive: false,
+                start: 5,
+                len: 10
+            }
         );
         assert_eq!(
             line("lock:\t3: OFDLCK ADVISORY  WRITE -1 fe:00:10010652 3 EOF"),
-            Line::OfDescription { exclusive: true, start: 3, len: 0 }
+            Line::OfDescription {
+                exclusive: true,
+                start: 3,
+                len: 0
+            }
         );
-        assert_eq!(line("lock:\t1: LEASE  ACTIVE    READ  9 fe:00:1 0 EOF"), Line::Lease);
+        assert_eq!(
+            line("lock:\t1: LEASE  ACTIVE    READ  9 fe:00:1 0 EOF"),
+            Line::Lease
+        );
         assert_eq!(parse("eventfd-count: 3"), None);
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contents::Contents;
 use super::error::{Error, making};
-use super::live::{Live, LiveDescription};
+use super::live::Live;
 use super::place::reopen;
 use super::tables::{ContentId, Kind, ObjectKey, Tables};
 
@@ -28,7 +28,10 @@ pub(super) fn survey(live: &Live, position: usize) -> Result<Option<(&'static st
     let file = live.pull(position)?;
     let fs = rustix::fs::fstatfs(file).map_err(making("a memfd"))?;
     if fs.f_type as u64 == HUGETLBFS {
-        return Ok(Some(("a memfd of huge pages cannot be copied", "create it without MFD_HUGETLB")));
+        return Ok(Some((
+            "a memfd of huge pages cannot be copied",
+            "create it without MFD_HUGETLB",
+        )));
     }
     Ok(None)
 }
@@ -40,7 +43,10 @@ pub(super) fn capture(
     contents: &mut dyn Contents,
 ) -> Result<State, Error> {
     let description = &live.descriptions[position];
-    let name = description.link.strip_prefix(b"/memfd:").unwrap_or(&description.link);
+    let name = description
+        .link
+        .strip_prefix(b"/memfd:")
+        .unwrap_or(&description.link);
     let name = name.strip_suffix(b" (deleted)").unwrap_or(name).to_vec();
     let file = live.pull(position)?;
     let what = || format!("memfd {}", String::from_utf8_lossy(&name));
@@ -54,7 +60,13 @@ pub(super) fn capture(
     });
     let readable = reopen(file, libc::O_RDONLY as u32).map_err(making(what()))?;
     let content = contents.keep(readable.as_fd(), known).map_err(making(what()))?;
-    Ok(State { object: description.object, content, seals, mode: description.mode & 0o7777, name })
+    Ok(State {
+        object: description.object,
+        content,
+        seals,
+        mode: description.mode & 0o7777,
+        name,
+    })
 }
 
 /// The same file; seals cannot be taken off again, so one with more of them than wanted is of no use.
@@ -63,7 +75,9 @@ pub(super) fn same(wanted: &State, live: &Live, position: usize) -> bool {
     if description.object != wanted.object {
         return false;
     }
-    let Ok(file) = live.pull(position) else { return false };
+    let Ok(file) = live.pull(position) else {
+        return false;
+    };
     fcntl_get_seals(file).is_ok_and(|now| now.bits() & !wanted.seals == 0)
 }
 
@@ -71,9 +85,14 @@ pub(super) fn same(wanted: &State, live: &Live, position: usize) -> bool {
 pub(super) fn restore(wanted: &State, file: BorrowedFd<'_>, contents: &dyn Contents) -> Result<(), Error> {
     let what = || format!("memfd {}", String::from_utf8_lossy(&wanted.name));
     let readable = reopen(file, libc::O_RDONLY as u32).map_err(making(what()))?;
-    if !contents.holds(readable.as_fd(), wanted.content).map_err(making(what()))? {
+    if !contents
+        .holds(readable.as_fd(), wanted.content)
+        .map_err(making(what()))?
+    {
         let writable = reopen(file, libc::O_RDWR as u32).map_err(making(what()))?;
-        contents.put_back(writable.as_fd(), wanted.content).map_err(making(what()))?;
+        contents
+            .put_back(writable.as_fd(), wanted.content)
+            .map_err(making(what()))?;
     }
     let now = fcntl_get_seals(file).map_err(making(what()))?;
     let missing = SealFlags::from_bits_retain(wanted.seals & !now.bits());
@@ -91,11 +110,17 @@ pub(super) fn make(wanted: &State, flags: u32, contents: &dyn Contents) -> Resul
         kind |= MemfdFlags::ALLOW_SEALING;
     }
     let file = memfd_create(wanted.name.as_slice(), kind).map_err(making(what()))?;
-    contents.put_back(file.as_fd(), wanted.content).map_err(making(what()))?;
+    contents
+        .put_back(file.as_fd(), wanted.content)
+        .map_err(making(what()))?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(wanted.mode)).map_err(making(what()))?;
     // A memfd is made for reading and writing; a description of another kind was opened through /proc.
     let usual = (libc::O_RDWR | 0o100_000) as u32;
-    let fd = if flags == usual { file.try_clone() } else { reopen(file.as_fd(), flags).map_err(Into::into) };
+    let fd = if flags == usual {
+        file.try_clone()
+    } else {
+        reopen(file.as_fd(), flags).map_err(Into::into)
+    };
     let fd = fd.map_err(making(what()))?;
     let now = fcntl_get_seals(&file).map_err(making(what()))?;
     let missing = SealFlags::from_bits_retain(wanted.seals & !now.bits());

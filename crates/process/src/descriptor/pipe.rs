@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use deltabox_sys::fd::{IntRequest, int_from_ioctl};
+use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, tee};
 use serde::{Deserialize, Serialize};
@@ -49,38 +50,49 @@ pub(super) fn capture(end: BorrowedFd<'_>, object: ObjectKey) -> Result<State, E
         let capacity = fcntl_getpipe_size(end)? as u32;
         let pending = int_from_ioctl(end, IntRequest::InputQueue)
             .map_err(|e| Errno::from_raw_os_error(e.raw_os_error().unwrap_or(0)))?;
-        let content = if pending > 0 { peek(end, capacity)? } else { Vec::new() };
-        Ok(State { object, capacity, content })
+        let content = if pending > 0 {
+            peek(end, capacity)?
+        } else {
+            Vec::new()
+        };
+        Ok(State {
+            object,
+            capacity,
+            content,
+        })
     };
     look().map_err(making("the content of a pipe"))
 }
 
 /// Reads the content without taking it out.
+///
+/// A read never goes beyond the end of a packet. To tell a packet from a stream even when it is the last thing in
+/// the pipe, one more byte is put behind the copy: a stream runs on into it.
 fn peek(end: BorrowedFd<'_>, capacity: u32) -> Result<Vec<Chunk>, Errno> {
     let source = reopen(end, READ)?;
     let (copy, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     fcntl_setpipe_size(&into, capacity as usize)?;
-    tee(&source, &into, capacity as usize, SpliceFlags::NONBLOCK)?;
-    drop(into);
-    drain(copy.as_fd(), capacity)
-}
-
-/// Reads until nothing is left. A read never goes beyond the end of a packet, which is how packets are told from a
-/// stream: the bytes that remain drop by less than was asked for.
-fn drain(read: BorrowedFd<'_>, capacity: u32) -> Result<Vec<Chunk>, Errno> {
-    let mut chunks: Vec<Chunk> = Vec::new();
-    let mut buffer = vec![0; capacity as usize];
-    loop {
-        let before = int_from_ioctl(read, IntRequest::InputQueue)
-            .map_err(|e| Errno::from_raw_os_error(e.raw_os_error().unwrap_or(0)))? as usize;
-        if before == 0 {
-            return Ok(chunks);
-        }
-        let n = rustix::io::read(read, &mut buffer)?;
-        // The rest stayed behind although there was room: a packet ended here.
-        let packet = n < before || chunks.last().is_some_and(|c| c.packet);
-        chunks.push(Chunk { bytes: buffer[..n].to_vec(), packet });
+    let mut rest = tee(&source, &into, capacity as usize, SpliceFlags::NONBLOCK)?;
+    // One more page, which the limit for pipes may forbid; then a full pipe is taken for a stream.
+    let grown = fcntl_setpipe_size(&into, capacity as usize * 2).is_ok();
+    let marked = match rustix::io::write(&into, b"|") {
+        Ok(_) => true,
+        Err(Errno::AGAIN) if !grown => false,
+        Err(e) => return Err(e),
+    };
+    let mut chunks = Vec::new();
+    let mut buffer = vec![0; capacity as usize + 1];
+    while rest > 0 {
+        let n = rustix::io::read(&copy, &mut buffer)?;
+        let packet = n < rest || (marked && n == rest);
+        let n = n.min(rest);
+        chunks.push(Chunk {
+            bytes: buffer[..n].to_vec(),
+            packet,
+        });
+        rest -= n;
     }
+    Ok(chunks)
 }
 
 /// Makes a live pipe hold the wanted content, if it does not already.
@@ -93,7 +105,7 @@ pub(super) fn restore(wanted: &State, end: BorrowedFd<'_>) -> Result<(), Error> 
         // The read end is open for as long as we write, or there would be nobody to write to.
         let read = reopen(end, READ)?;
         if !now.content.is_empty() {
-            drain(read.as_fd(), now.capacity)?;
+            drain(&read)?;
         }
         if now.capacity != wanted.capacity {
             fcntl_setpipe_size(&read, wanted.capacity as usize)?;
@@ -103,10 +115,23 @@ pub(super) fn restore(wanted: &State, end: BorrowedFd<'_>) -> Result<(), Error> 
     put_back().map_err(making("the content of a pipe"))
 }
 
+fn drain(read: &OwnedFd) -> Result<(), Errno> {
+    let mut buffer = vec![0; 65536];
+    loop {
+        match rustix::io::read(read, &mut buffer) {
+            Ok(0) | Err(Errno::AGAIN) => return Ok(()),
+            Ok(_) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
 fn fill(wanted: &State, end: BorrowedFd<'_>) -> Result<(), Errno> {
     for chunk in &wanted.content {
-        let packet = if chunk.packet { libc::O_DIRECT as u32 } else { 0 };
-        let write = reopen(end, WRITE | packet)?;
+        let write = reopen(end, WRITE)?;
+        if chunk.packet {
+            fcntl_setfl(&write, OFlags::NONBLOCK | OFlags::DIRECT)?;
+        }
         let mut rest = chunk.bytes.as_slice();
         while !rest.is_empty() {
             let n = rustix::io::write(&write, rest)?;
@@ -129,8 +154,10 @@ pub(super) fn make(wanted: &State) -> Result<OwnedFd, Error> {
 
 /// An end of a pipe with these flags, from any end of it.
 pub(super) fn open_end(any: BorrowedFd<'_>, flags: u32) -> Result<OwnedFd, Error> {
-    // Opening blocks until the other end is open, unless told not to; the flag is put right afterwards.
-    let fd = reopen(any, flags | libc::O_NONBLOCK as u32).map_err(making("an end of a pipe"))?;
+    // Opening blocks until the other end is open, unless told not to, and packet mode can only be set on an open
+    // end; the flags are put right afterwards.
+    let flags = (flags & !(libc::O_DIRECT as u32)) | libc::O_NONBLOCK as u32;
+    let fd = reopen(any, flags).map_err(making("an end of a pipe"))?;
     Ok(fd)
 }
 
@@ -147,7 +174,13 @@ mod tests {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         rustix::io::write(&write, b"hello").unwrap();
         let state = capture(write.as_fd(), object()).unwrap();
-        assert_eq!(state.content, [Chunk { bytes: b"hello".to_vec(), packet: false }]);
+        assert_eq!(
+            state.content,
+            [Chunk {
+                bytes: b"hello".to_vec(),
+                packet: false
+            }]
+        );
         assert_eq!(capture(read.as_fd(), object()).unwrap(), state);
         let mut buffer = [0; 16];
         assert_eq!(rustix::io::read(&read, &mut buffer).unwrap(), 5);
@@ -182,7 +215,11 @@ mod tests {
         for len in [3, 4, 5] {
             assert_eq!(rustix::io::read(&made, &mut buffer).unwrap(), len);
         }
-        assert_eq!(rustix::io::read(&read, &mut buffer).unwrap(), 3, "looking took packets out");
+        assert_eq!(
+            rustix::io::read(&read, &mut buffer).unwrap(),
+            3,
+            "looking took packets out"
+        );
     }
 
     #[test]
@@ -195,6 +232,10 @@ mod tests {
         rustix::io::read(&read, &mut buffer).unwrap();
         restore(&wanted, read.as_fd()).unwrap();
         assert_eq!(rustix::io::read(&read, &mut buffer).unwrap(), 10);
-        assert_eq!(rustix::io::read(&read, &mut buffer).unwrap(), 0, "a writer was left behind");
+        assert_eq!(
+            rustix::io::read(&read, &mut buffer).unwrap(),
+            0,
+            "a writer was left behind"
+        );
     }
 }

@@ -35,10 +35,18 @@ impl Place {
 
     /// From what `/proc` says: the link, the inode, and how many names that has.
     pub(super) fn from_facts(on_root: bool, link: &[u8], object: ObjectKey, links: u32) -> Place {
-        let path = if links == 0 { link.strip_suffix(DELETED).unwrap_or(link) } else { link }.to_vec();
+        let path = if links == 0 {
+            link.strip_suffix(DELETED).unwrap_or(link)
+        } else {
+            link
+        }
+        .to_vec();
         match (links, on_root) {
             (0, _) => Place::Deleted { path, object },
-            (_, true) => Place::Root { path, ino: object.ino },
+            (_, true) => Place::Root {
+                path,
+                ino: object.ino,
+            },
             (_, false) => Place::Mount { path, object },
         }
     }
@@ -46,7 +54,9 @@ impl Place {
     /// The last known path, for messages.
     pub(super) fn show(&self) -> String {
         match self {
-            Place::Root { path, .. } | Place::Mount { path, .. } => String::from_utf8_lossy(path).into_owned(),
+            Place::Root { path, .. } | Place::Mount { path, .. } => {
+                String::from_utf8_lossy(path).into_owned()
+            }
             Place::Deleted { path, .. } => format!("{} (deleted)", String::from_utf8_lossy(path)),
         }
     }
@@ -55,9 +65,7 @@ impl Place {
     pub(super) fn fits(&self, live: &Live, mount: u64, object: ObjectKey, links: u32) -> bool {
         match self {
             Place::Root { ino, .. } => mount == live.root_mount && object.ino == *ino && links > 0,
-            Place::Mount { object: wanted, .. } => {
-                mount != live.root_mount && object == *wanted && links > 0
-            }
+            Place::Mount { object: wanted, .. } => mount != live.root_mount && object == *wanted && links > 0,
             Place::Deleted { object: wanted, .. } => object == *wanted && links == 0,
         }
     }
@@ -133,6 +141,13 @@ pub(super) fn open_in_root(root: BorrowedFd<'_>, path: &[u8], flags: u32) -> Res
 
 /// Opens the object behind a descriptor of ours anew: another description of the same object.
 pub(super) fn reopen(fd: BorrowedFd<'_>, flags: u32) -> Result<OwnedFd, Errno> {
+    // A file made by O_TMPFILE still shows that flag, part of which is O_DIRECTORY.
+    let made_nameless = flags & libc::O_TMPFILE as u32 == libc::O_TMPFILE as u32;
+    let flags = if made_nameless {
+        flags & !(libc::O_TMPFILE as u32)
+    } else {
+        flags
+    };
     let flags = (flags & OPEN_FLAGS & !(libc::O_NOFOLLOW as u32)) | (libc::O_CLOEXEC | libc::O_NOCTTY) as u32;
     rustix::fs::open(
         format!("/proc/self/fd/{}", fd.as_raw_fd()),

@@ -13,7 +13,7 @@ use super::contents::Contents;
 use super::error::{Error, making};
 use super::live::{Changed, Live, LiveDescription};
 use super::place::{Place, reopen};
-use super::tables::{ContentId, Tables};
+use super::tables::{ContentId, Kind, Tables};
 
 /// A regular file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +43,11 @@ pub(super) fn capture(
     let description = &live.descriptions[position];
     let place = Place::of(live, description);
     if !matches!(place, Place::Deleted { .. }) {
-        return Ok(State { place, content: None, attributes: None });
+        return Ok(State {
+            place,
+            content: None,
+            attributes: None,
+        });
     }
     let file = live.pull(position)?;
     let stat = rustix::fs::fstat(file).map_err(making(place.show()))?;
@@ -53,34 +57,47 @@ pub(super) fn capture(
         mode: stat.st_mode & 0o7777,
         owner: (stat.st_uid, stat.st_gid),
     };
-    let content = keep(&place, &attributes, file, previous, contents)?;
-    Ok(State { place, content: Some(content), attributes: Some(attributes) })
+    let read_only = description.access() == libc::O_RDONLY as u32;
+    let content = keep(&place, &attributes, read_only, file, previous, contents)?;
+    Ok(State {
+        place,
+        content: Some(content),
+        attributes: Some(attributes),
+    })
 }
 
-/// Keeps the content, without reading it when the times say that nothing changed. A shared mapping writes without
-/// moving the times each time, so "unchanged" also wants no writable description: then the content is compared.
+/// Keeps the content. Times that did not move prove that nothing changed, except by a shared mapping, whose stores
+/// they do not follow one by one: where the description allows one to be written, the content is compared.
 fn keep(
     place: &Place,
     attributes: &Attributes,
+    read_only: bool,
     file: BorrowedFd<'_>,
     previous: Option<&Tables>,
     contents: &mut dyn Contents,
 ) -> Result<ContentId, Error> {
     let known = previous.and_then(|tables| {
         tables.descriptions.iter().find_map(|d| match &d.kind {
-            super::tables::Kind::Regular(old) if old.place == *place => old.content,
+            Kind::Regular(old) if old.place == *place => Some((old.content?, old.attributes?)),
             _ => None,
         })
     });
+    if let Some((content, old)) = known
+        && old == *attributes
+        && read_only
+    {
+        return Ok(content);
+    }
     let readable = reopen(file, (libc::O_RDONLY | libc::O_NOATIME) as u32).map_err(making(place.show()))?;
-    let _ = attributes;
     contents
-        .keep(readable.as_fd(), known)
+        .keep(readable.as_fd(), known.map(|(content, _)| content))
         .map_err(making(format!("the content of {}", place.show())))
 }
 
 pub(super) fn same(wanted: &State, live: &Live, description: &LiveDescription) -> bool {
-    let fits = wanted.place.fits(live, description.mount, description.object, description.links);
+    let fits = wanted
+        .place
+        .fits(live, description.mount, description.object, description.links);
     match wanted.attributes {
         // Only an untouched file without a name is left as it is.
         Some(attributes) => {
@@ -120,7 +137,16 @@ fn anonymous(
     rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(attributes.mode))?;
     let (seconds, nanoseconds) = attributes.changed.mtime;
-    let time = Timespec { tv_sec: seconds, tv_nsec: i64::from(nanoseconds) };
-    rustix::fs::futimens(&file, &Timestamps { last_access: time, last_modification: time })?;
+    let time = Timespec {
+        tv_sec: seconds,
+        tv_nsec: i64::from(nanoseconds),
+    };
+    rustix::fs::futimens(
+        &file,
+        &Timestamps {
+            last_access: time,
+            last_modification: time,
+        },
+    )?;
     Ok(file)
 }

@@ -24,7 +24,11 @@ pub(super) fn by_inode(root: BorrowedFd<'_>, ino: u64) -> Result<Option<Vec<u8>>
     let mut pending = vec![Vec::new()];
     let mut seen = 0;
     while let Some(directory) = pending.pop() {
-        let path: &[u8] = if directory.is_empty() { b"." } else { &directory[1..] };
+        let path: &[u8] = if directory.is_empty() {
+            b"."
+        } else {
+            &directory[1..]
+        };
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let dir = match rustix::fs::openat(root, path, flags, Mode::empty()) {
             Ok(dir) => dir,

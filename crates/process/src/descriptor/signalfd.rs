@@ -15,7 +15,9 @@ pub struct State {
 }
 
 pub(super) fn capture(live: &LiveDescription) -> Result<State, Error> {
-    let mask = live.field("sigmask").and_then(|text| u64::from_str_radix(text, 16).ok());
+    let mask = live
+        .field("sigmask")
+        .and_then(|text| u64::from_str_radix(text, 16).ok());
     Ok(State {
         mask: mask.ok_or_else(|| bad_state("a signalfd", "its mask cannot be read from fdinfo"))?,
     })

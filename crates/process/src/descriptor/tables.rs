@@ -6,9 +6,11 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::ids::InsidePid;
+
 use super::{
-    chardev, directory, epoll, eventfd, external::ExternalId, fifo, inotify, lock, memfd, netlink, pidfd, pipe,
-    place::Place, pty, regular, signalfd, tcp, timerfd, udp, unix,
+    chardev, directory, epoll, eventfd, external::ExternalId, fifo, inotify, lock, memfd, pidfd, pipe,
+    place::Place, pty, regular, signalfd, timerfd,
 };
 
 /// The descriptor tables of a sandbox at one instant.
@@ -28,9 +30,9 @@ pub struct Tables {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Table {
     /// The process, by its number inside the sandbox.
-    pub process: u32,
+    pub process: InsidePid,
     /// Set when the process has no table of its own but that of another process (`CLONE_FILES`).
-    pub shared_with: Option<u32>,
+    pub shared_with: Option<InsidePid>,
     /// Ordered by descriptor.
     pub slots: Vec<Slot>,
     /// The working directory.
@@ -79,7 +81,7 @@ pub struct Owner {
     /// 0: a thread, 1: a process, 2: a group.
     pub kind: i32,
     /// Its number inside the sandbox.
-    pub number: u32,
+    pub number: InsidePid,
     /// The signal sent instead of SIGIO; 0 for SIGIO itself.
     pub signal: i32,
 }
@@ -103,10 +105,6 @@ pub enum Kind {
     Inotify(inotify::State),
     Pidfd(pidfd::State),
     Memfd(memfd::State),
-    Unix(unix::State),
-    Tcp(tcp::State),
-    Udp(udp::State),
-    Netlink(netlink::State),
     External(ExternalId),
 }
 
@@ -122,7 +120,7 @@ impl Tables {
 
     /// The table of a process.
     #[must_use]
-    pub fn process(&self, number: u32) -> Option<&Table> {
+    pub fn process(&self, number: InsidePid) -> Option<&Table> {
         self.processes.iter().find(|p| p.process == number)
     }
 }

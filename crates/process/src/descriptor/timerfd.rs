@@ -41,8 +41,18 @@ fn parse(live: &LiveDescription) -> Option<State> {
     let left = nanoseconds(live.field("it_value")?)?;
     let interval = nanoseconds(live.field("it_interval")?)?;
     // fdinfo has the time left for absolute timers too.
-    let next = if flags & ABSOLUTE != 0 && left > 0 { now(clock)? + left } else { left };
-    Some(State { clock, flags, ticks, next, interval })
+    let next = if flags & ABSOLUTE != 0 && left > 0 {
+        now(clock)? + left
+    } else {
+        left
+    };
+    Some(State {
+        clock,
+        flags,
+        ticks,
+        next,
+        interval,
+    })
 }
 
 /// Parses `(seconds, nanoseconds)`.
@@ -64,7 +74,10 @@ fn now(clock: i32) -> Option<i64> {
 }
 
 fn timespec(nanoseconds: i64) -> Timespec {
-    Timespec { tv_sec: nanoseconds / SECOND, tv_nsec: nanoseconds % SECOND }
+    Timespec {
+        tv_sec: nanoseconds / SECOND,
+        tv_nsec: nanoseconds % SECOND,
+    }
 }
 
 pub(super) fn same(wanted: &State, live: &LiveDescription) -> bool {
@@ -72,7 +85,10 @@ pub(super) fn same(wanted: &State, live: &LiveDescription) -> bool {
 }
 
 pub(super) fn restore(wanted: &State, fd: BorrowedFd<'_>) -> Result<(), Error> {
-    let setting = Itimerspec { it_interval: timespec(wanted.interval), it_value: timespec(wanted.next) };
+    let setting = Itimerspec {
+        it_interval: timespec(wanted.interval),
+        it_value: timespec(wanted.next),
+    };
     let flags = TimerfdTimerFlags::from_bits_retain(wanted.flags);
     timerfd_settime(fd, flags, &setting).map_err(making("a timerfd"))?;
     if wanted.ticks > 0 {

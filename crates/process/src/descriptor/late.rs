@@ -1,0 +1,219 @@
+//! What a process has to do itself once its table is right: POSIX locks, and opening `/dev/tty`.
+
+use std::collections::BTreeSet;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
+
+use super::edit::{self, Destination, Edit, Install};
+use super::error::Error;
+use super::live::LiveProcess;
+use super::lock;
+use super::restore::Restore;
+use super::tables::{Kind, Table};
+use crate::inject::{Arg, Batch};
+use crate::stop::Process;
+
+fn act(table: &Table, what: &'static str, source: Errno) -> Error {
+    Error::Act {
+        process: table.process,
+        what,
+        source: source.into(),
+    }
+}
+
+fn number(value: i32) -> Arg {
+    Arg::from(i64::from(value).cast_unsigned())
+}
+
+/// `struct flock`.
+fn flock(kind: i32, start: i64, len: i64) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(32);
+    bytes.extend_from_slice(&(kind as i16).to_ne_bytes());
+    bytes.extend_from_slice(&(libc::SEEK_SET as i16).to_ne_bytes());
+    bytes.extend_from_slice(&[0; 4]);
+    bytes.extend_from_slice(&start.to_ne_bytes());
+    bytes.extend_from_slice(&len.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes
+}
+
+/// Makes every process hold exactly the POSIX locks it held. Closing any descriptor of a file drops all of the
+/// process's locks on it, so this comes last; all releases come before the first lock is taken.
+pub(super) fn posix_locks(restore: &Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
+    let mut takers = Vec::new();
+    for table in &restore.wanted.processes {
+        let Some(live) = restore.live.process(table.process) else {
+            continue;
+        };
+        let held = lock::of_process(&live.posix_locks);
+        if held.is_empty() && table.locks.is_empty() {
+            continue;
+        }
+        if held != table.locks {
+            release(restore, processes, table, live, &held)?;
+        }
+        takers.push(table);
+    }
+    for table in takers {
+        take(processes, table)?;
+    }
+    Ok(())
+}
+
+fn find<'p>(processes: &'p mut [Process], table: &Table) -> Result<&'p mut Process, Error> {
+    let found = processes.iter_mut().find(|p| p.inside() == table.process);
+    found.ok_or(Error::Missing {
+        process: table.process,
+    })
+}
+
+/// Releases through descriptors that are still open; those of closed ones are gone with them.
+fn release(
+    restore: &Restore<'_>,
+    processes: &mut [Process],
+    table: &Table,
+    live: &LiveProcess,
+    held: &[lock::Posix],
+) -> Result<(), Error> {
+    let mut batch = Batch::new();
+    let descriptors: BTreeSet<i32> = held.iter().map(|l| l.fd).collect();
+    for fd in descriptors {
+        let kept = table.slots.iter().any(|slot| {
+            slot.fd == fd
+                && restore.kept[slot.description as usize].is_some_and(|kept| {
+                    live.slots
+                        .iter()
+                        .any(|now| now.fd == fd && now.description == kept)
+                })
+        });
+        if kept {
+            let all = batch.input(&flock(libc::F_UNLCK, 0, 0));
+            batch.call(libc::SYS_fcntl, &[number(fd), number(libc::F_SETLK), all.into()]);
+        }
+    }
+    let process = find(processes, table)?;
+    process.run(&mut batch)?;
+    match batch.first_error() {
+        Some((_, e)) => Err(act(table, "release its file locks", e)),
+        None => Ok(()),
+    }
+}
+
+fn take(processes: &mut [Process], table: &Table) -> Result<(), Error> {
+    let mut batch = Batch::new();
+    for lock in &table.locks {
+        let kind = if lock.exclusive {
+            libc::F_WRLCK
+        } else {
+            libc::F_RDLCK
+        };
+        let range = batch.input(&flock(kind, lock.start, lock.len));
+        batch.call(
+            libc::SYS_fcntl,
+            &[number(lock.fd), number(libc::F_SETLK), range.into()],
+        );
+    }
+    find(processes, table)?.run(&mut batch)?;
+    match batch.first_error() {
+        Some((_, e)) => Err(act(table, "take its file locks again", e)),
+        None => Ok(()),
+    }
+}
+
+/// Opens `/dev/tty` in the processes that had it open, for descriptions that no process kept.
+pub(super) fn of_opener(restore: &mut Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
+    for wanted in 0..restore.wanted.descriptions.len() {
+        let description = &restore.wanted.descriptions[wanted];
+        let missing = restore.kept[wanted].is_none() && restore.made[wanted].is_none();
+        if !missing || !matches!(&description.kind, Kind::CharDevice(s) if s.of_opener) {
+            continue;
+        }
+        let holders: Vec<&Table> = restore
+            .wanted
+            .processes
+            .iter()
+            .filter(|t| t.slots.iter().any(|s| s.description as usize == wanted))
+            .collect();
+        let mut opened: Option<OwnedFd> = None;
+        for table in &holders {
+            if opened.is_none() {
+                opened = Some(open_terminal(
+                    restore,
+                    find(processes, table)?,
+                    table,
+                    description.flags,
+                )?);
+            }
+        }
+        let Some(opened) = opened else { continue };
+        for table in holders {
+            install(restore, find(processes, table)?, table, wanted, &opened)?;
+        }
+        restore.made[wanted] = Some(opened);
+    }
+    Ok(())
+}
+
+fn open_terminal(
+    restore: &Restore<'_>,
+    process: &mut Process,
+    table: &Table,
+    flags: u32,
+) -> Result<OwnedFd, Error> {
+    let mut batch = Batch::new();
+    let path = batch.input_str(b"/dev/tty");
+    let flags = (flags | libc::O_CLOEXEC as u32 | libc::O_NOCTTY as u32) as i32;
+    let open = batch.call(
+        libc::SYS_openat,
+        &[number(libc::AT_FDCWD), path.into(), number(flags)],
+    );
+    process.run(&mut batch)?;
+    let fd = batch
+        .result(open)
+        .map_err(|e| act(table, "open its controlling terminal again", e))? as i32;
+    let live = restore.live.process(table.process).ok_or(Error::Missing {
+        process: table.process,
+    })?;
+    let pulled = pidfd_getfd(live.pidfd.as_fd(), fd, PidfdGetfdFlags::empty())
+        .map_err(|e| act(table, "hand out its controlling terminal", e));
+    let mut batch = Batch::new();
+    batch.call(libc::SYS_close, &[number(fd)]);
+    process.run(&mut batch)?;
+    pulled
+}
+
+/// Puts one more description into a table that is otherwise right.
+fn install(
+    restore: &Restore<'_>,
+    process: &mut Process,
+    table: &Table,
+    wanted: usize,
+    object: &OwnedFd,
+) -> Result<(), Error> {
+    let live = restore.live.process(table.process).ok_or(Error::Missing {
+        process: table.process,
+    })?;
+    let of_it = |s: &&super::tables::Slot| s.description as usize == wanted;
+    let slots: Vec<_> = table
+        .slots
+        .iter()
+        .filter(of_it)
+        .map(|s| (s.fd, s.close_on_exec))
+        .collect();
+    let mut open: BTreeSet<i32> = table.slots.iter().map(|s| s.fd).collect();
+    for (fd, _) in &slots {
+        open.remove(fd);
+    }
+    let plan = Edit {
+        wanted: table.slots.iter().map(|s| s.fd).collect(),
+        open,
+        install: vec![Install {
+            object: object.as_fd(),
+            place: Destination::Slots(slots),
+        }],
+        ..Edit::default()
+    };
+    edit::apply(process, live.pidfd.as_fd(), plan)
+}
