@@ -62,16 +62,18 @@
 #define UNUSED __attribute__((unused))
 #define PAGE 4096UL
 
+#ifndef PROBE_NO_MAIN /* for programs with a main of their own that want the helpers */
 static void setup(void);
 static void check(void);
 static void mutate(void);
+#endif
 
 /* ---- failing ------------------------------------------------------------------------------------------- */
 
 static _Thread_local jmp_buf *probe_catch; /* where fail() goes; NULL while setting up: the probe is broken */
 static _Thread_local char probe_why[400];
-static char probe_noop_why[200];
-static char **probe_argv;
+static char probe_noop_why[200] UNUSED;
+static char **probe_argv UNUSED;
 static const char *probe_dir; /* of --dir */
 
 UNUSED static void probe_say(const char *text) {
@@ -414,6 +416,7 @@ UNUSED static void want_return(blocked *b, long ret) {
     CHECK(b->ret == ret, "the call returned %ld (%s), not %ld", b->ret, b->err ? strerror(b->err) : "no error", ret);
 }
 
+#ifndef PROBE_NO_MAIN
 /* ---- running ------------------------------------------------------------------------------------------- */
 
 static int probe_failed;
@@ -505,5 +508,6 @@ int main(int argc, char **argv) {
     for (int i = 0; i < probe_children_n; i++) kill(probe_children[i], SIGKILL);
     _exit(probe_failed);
 }
+#endif /* PROBE_NO_MAIN */
 
 #endif
