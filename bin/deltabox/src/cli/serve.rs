@@ -37,8 +37,9 @@ enum Store {
 pub fn run(args: &Args) -> Outcome {
     if args.background {
         // Not a group leader: it was just started by a command of another group.
-        rustix::process::setsid()
-            .map_err(|error| ApiError::new(ErrorKind::Internal, format!("cannot leave the session: {error}")))?;
+        rustix::process::setsid().map_err(|error| {
+            ApiError::new(ErrorKind::Internal, format!("cannot leave the session: {error}"))
+        })?;
     }
     // Modes are set where they matter and must not depend on who happens to start the daemon.
     rustix::process::umask(rustix::fs::Mode::WGRP | rustix::fs::Mode::WOTH);

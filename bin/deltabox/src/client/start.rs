@@ -192,6 +192,8 @@ fn spawn(home: &Home, log: File) -> Result<Child, ApiError> {
         )
     };
     let stderr = log.try_clone().map_err(cannot)?;
+    // Whatever our caller left open (locks, pipes that somebody reads to their end) is none of the daemon's business.
+    deltabox_sys::clone::close_from_on_exec(3).map_err(cannot)?;
     // Itself and not a name: the file may have been replaced or removed since, and PATH may lead elsewhere.
     Command::new("/proc/self/exe")
         .arg0("deltabox")
