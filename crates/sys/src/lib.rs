@@ -6,6 +6,7 @@
 pub mod btrfs;
 pub mod clone;
 pub mod fd;
+pub mod fsids;
 pub mod kcmp;
 pub mod loopdev;
 pub mod mount;
