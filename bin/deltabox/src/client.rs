@@ -185,8 +185,11 @@ impl Client {
         self.runtime.block_on(future)
     }
 
+    /// Asks for something. Asked once more if the connection breaks, because a daemon that is just dying may still
+    /// take it; what changes something is not repeated, since it may have been done.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
-        self.answer(request(Method::GET, path, OutBody::empty())?)
+        let ask = || self.answer(request(Method::GET, path, OutBody::empty())?);
+        ask().or_else(|error: ApiError| if error.kind == ErrorKind::Unreachable { ask() } else { Err(error) })
     }
 
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {

@@ -7,11 +7,13 @@
 mod cli;
 mod client;
 mod daemon;
+mod inside;
 
 fn main() {
     let first = std::env::args_os().nth(1);
     let code = match first.as_ref().and_then(|argument| argument.to_str()) {
         Some("__spawner") => deltabox_isolation::spawner::main(),
+        Some("__files") => inside::main(),
         _ => cli::main(),
     };
     std::process::exit(code);

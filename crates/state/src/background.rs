@@ -16,9 +16,16 @@ use crate::sandbox::Handle;
 
 pub(crate) enum Work {
     /// Sync the store, then write the sandbox's record and these checkpoints.
-    Durable { sandbox: SandboxRecord, checkpoints: Vec<CheckpointRecord>, handle: Handle },
+    Durable {
+        sandbox: SandboxRecord,
+        checkpoints: Vec<CheckpointRecord>,
+        handle: Handle,
+    },
     /// The sandbox is gone: forget its record, and whatever still waits for it.
-    Forget { sandbox: SandboxId, done: Sender<Result<()>> },
+    Forget {
+        sandbox: SandboxId,
+        done: Sender<Result<()>>,
+    },
     /// Something whose release can take long.
     Drop(Box<dyn Any + Send>),
     Stop,
@@ -33,8 +40,15 @@ pub(crate) struct Background {
 impl Background {
     pub fn start(store: Store, catalog: Arc<Catalog>, kept: Arc<Kept>) -> Result<(Self, JoinHandle<()>)> {
         let (queue, receive) = channel();
-        let worker = Worker { store, catalog, kept, receive };
-        let thread = std::thread::Builder::new().name("background".into()).spawn(move || worker.run());
+        let worker = Worker {
+            store,
+            catalog,
+            kept,
+            receive,
+        };
+        let thread = std::thread::Builder::new()
+            .name("background".into())
+            .spawn(move || worker.run());
         let thread = thread.map_err(|error| Error::io("cannot start the background thread", &error))?;
         Ok((Self { queue }, thread))
     }
@@ -84,7 +98,11 @@ impl Worker {
                     pending.remove(&sandbox);
                     forget.push((sandbox, done));
                 }
-                Work::Durable { sandbox, checkpoints, handle } => {
+                Work::Durable {
+                    sandbox,
+                    checkpoints,
+                    handle,
+                } => {
                     let entry = pending.entry(sandbox.id.clone()).or_insert_with(|| Pending {
                         sandbox: sandbox.clone(),
                         checkpoints: Vec::new(),
@@ -102,7 +120,10 @@ impl Worker {
         }
         self.make_durable(pending);
         if removed {
-            tracing::debug!(kept = self.kept.all().len(), "rubbish stays until the store collects it");
+            tracing::debug!(
+                kept = self.kept.all().len(),
+                "rubbish stays until the store collects it"
+            );
         }
         go_on
     }
@@ -112,9 +133,23 @@ impl Worker {
             return;
         }
         let needs_sync = pending.values().any(|p| !p.checkpoints.is_empty());
-        let synced: Result<()> = if needs_sync { self.store.sync().map_err(Error::from) } else { Ok(()) };
-        for (_, Pending { sandbox, checkpoints, handle }) in pending {
-            let result = synced.clone().and_then(|()| self.catalog.put(&sandbox, &checkpoints));
+        let synced: Result<()> = if needs_sync {
+            self.store.sync().map_err(Error::from)
+        } else {
+            Ok(())
+        };
+        for (
+            _,
+            Pending {
+                sandbox,
+                checkpoints,
+                handle,
+            },
+        ) in pending
+        {
+            let result = synced
+                .clone()
+                .and_then(|()| self.catalog.put(&sandbox, &checkpoints));
             if let Err(error) = &result {
                 tracing::error!(sandbox = %sandbox.name, %error, "checkpoints could not be made durable");
             }

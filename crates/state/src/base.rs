@@ -84,43 +84,77 @@ const SCAFFOLD: &[(&str, u32)] = &[
 
 /// Finds or makes the lower directories of a root.
 pub(crate) fn prepare(shared: &Shared, root: &Root) -> Result<PreparedBase> {
-    let plain = |layers| PreparedBase { layers, env: BTreeMap::new(), workdir: None, user: None };
+    let plain = |layers| PreparedBase {
+        layers,
+        env: BTreeMap::new(),
+        workdir: None,
+        user: None,
+    };
     let mut base = match root {
         Root::Host => plain(vec![PathBuf::from("/")]),
         Root::Directory { path } => plain(vec![directory(path)?]),
         Root::Image { reference } => image(shared, reference)?,
     };
-    base.layers.push(scaffold(shared)?);
+    // On the host's root the mask brings these directories; a layer inside another one is refused by overlayfs.
+    if *root != Root::Host {
+        base.layers.push(scaffold(shared)?);
+    }
     Ok(base)
 }
 
 /// The base of a sandbox as the file half wants it.
 pub(crate) fn of_record(shared: &Shared, record: &SandboxRecord) -> Base {
-    let mask = if record.root == Root::Host { host_mask(&shared.config.home) } else { Mask::default() };
-    Base { layers: record.base.clone(), mask }
+    let mask = if record.root == Root::Host {
+        host_mask(&shared.config.home)
+    } else {
+        Mask::default()
+    };
+    Base {
+        layers: record.base.clone(),
+        mask,
+    }
 }
 
 /// What a sandbox on the host's root does not see of it.
 fn host_mask(home: &Path) -> Mask {
-    let directory = |path: &Path, mode| MaskEntry::Directory { path: path.into(), mode, uid: 0, gid: 0 };
+    let directory = |path: &Path, mode| MaskEntry::Directory {
+        path: path.into(),
+        mode,
+        uid: 0,
+        gid: 0,
+    };
     let mut entries = Vec::new();
     for &(path, mode, _) in HIDDEN_DIRECTORIES {
         if Path::new(path).symlink_metadata().is_ok_and(|meta| meta.is_dir()) {
             entries.push(directory(Path::new(path), mode));
         }
     }
-    let covered = |path: &Path| HIDDEN_DIRECTORIES.iter().any(|(hidden, _, _)| path.starts_with(hidden));
+    let covered = |path: &Path| {
+        HIDDEN_DIRECTORIES
+            .iter()
+            .any(|(hidden, _, _)| path.starts_with(hidden))
+    };
     if !covered(home) {
         entries.push(directory(home, 0o700));
     }
-    entries.extend(WITHIN_HIDDEN.iter().map(|&(path, mode)| directory(Path::new(path), mode)));
+    entries.extend(
+        WITHIN_HIDDEN
+            .iter()
+            .map(|&(path, mode)| directory(Path::new(path), mode)),
+    );
     for (path, _) in HIDDEN_FILES {
         if Path::new(path).symlink_metadata().is_ok() {
             entries.push(MaskEntry::Hide { path: path.into() });
         }
     }
     let content = b"127.0.0.1 localhost\n::1 localhost ip6-localhost\n".to_vec();
-    entries.push(MaskEntry::File { path: "/etc/hosts".into(), mode: 0o644, uid: 0, gid: 0, content });
+    entries.push(MaskEntry::File {
+        path: "/etc/hosts".into(),
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        content,
+    });
     Mask { entries }
 }
 
@@ -148,41 +182,71 @@ fn scaffold(shared: &Shared) -> Result<PathBuf> {
 fn directory(path: &str) -> Result<PathBuf> {
     let path = PathBuf::from(path);
     if !path.is_absolute() {
-        return Err(Error::usage(format!("the root directory {} is not an absolute path", path.display())));
+        return Err(Error::usage(format!(
+            "the root directory {} is not an absolute path",
+            path.display()
+        )));
     }
     match std::fs::metadata(&path) {
-        Ok(meta) if meta.is_dir() => Ok(path.canonicalize().map_err(|e| Error::io("cannot resolve the root directory", &e))?),
-        Ok(_) => Err(Error::usage(format!("{} is not a directory", path.display())).hint("for an image tar use --image")),
-        Err(error) => Err(Error::not_found(format!("cannot use {} as a root: {error}", path.display()))),
+        Ok(meta) if meta.is_dir() => Ok(path
+            .canonicalize()
+            .map_err(|e| Error::io("cannot resolve the root directory", &e))?),
+        Ok(_) => Err(Error::usage(format!("{} is not a directory", path.display()))
+            .hint("for an image tar use --image")),
+        Err(error) => Err(Error::not_found(format!(
+            "cannot use {} as a root: {error}",
+            path.display()
+        ))),
     }
 }
 
 fn image(shared: &Shared, reference: &str) -> Result<PreparedBase> {
     let source = ImageSource::parse(reference).map_err(Error::from)?;
-    let imported = deltabox_image::import(&source, &shared.config.home.join("images"), &ImportOptions::default())?;
+    let imported = deltabox_image::import(
+        &source,
+        &shared.config.home.join("images"),
+        &ImportOptions::default(),
+    )?;
     for warning in &imported.warnings {
         tracing::warn!(image = reference, "{warning}");
     }
     let config = imported.config;
-    let env = config.env.iter().filter_map(|pair| pair.split_once('=')).map(|(k, v)| (k.to_owned(), v.to_owned()));
+    let env = config
+        .env
+        .iter()
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(k, v)| (k.to_owned(), v.to_owned()));
     let given = |text: String| Some(text).filter(|text| !text.is_empty());
     let (workdir, user) = (given(config.workdir), given(config.user));
-    Ok(PreparedBase { layers: imported.layers, env: env.collect(), workdir, user })
+    Ok(PreparedBase {
+        layers: imported.layers,
+        env: env.collect(),
+        workdir,
+        user,
+    })
 }
 
 /// Mounts name existing absolute paths of the host and absolute places inside that hide nothing the sandbox needs.
 pub(crate) fn check_mounts(mounts: &[Mount]) -> Result<()> {
     for Mount { source, target, .. } in mounts {
         if !Path::new(source).is_absolute() || !Path::new(target).is_absolute() {
-            return Err(Error::usage(format!("mount {source}:{target}: both paths have to be absolute")));
+            return Err(Error::usage(format!(
+                "mount {source}:{target}: both paths have to be absolute"
+            )));
         }
         if !Path::new(source).exists() {
-            return Err(Error::not_found(format!("mount {source}:{target}: {source} does not exist on the host")));
+            return Err(Error::not_found(format!(
+                "mount {source}:{target}: {source} does not exist on the host"
+            )));
         }
         let reserved = ["/", "/proc", "/sys", "/dev"];
-        let inside = |root: &&str| Path::new(target) == Path::new(root) || (**root != *"/" && Path::new(target).starts_with(root));
+        let inside = |root: &&str| {
+            Path::new(target) == Path::new(root) || (**root != *"/" && Path::new(target).starts_with(root))
+        };
         if reserved.iter().any(|root| inside(root)) || target.contains("..") {
-            return Err(Error::usage(format!("mount {source}:{target}: that place inside is the sandbox's own")));
+            return Err(Error::usage(format!(
+                "mount {source}:{target}: that place inside is the sandbox's own"
+            )));
         }
     }
     Ok(())

@@ -105,7 +105,10 @@ impl Catalog {
                 Some(other) => {
                     return Err(Error::new(
                         deltabox_api::ErrorKind::Unsupported,
-                        format!("{} has format version {other}, this program knows {FORMAT_VERSION}", path.display()),
+                        format!(
+                            "{} has format version {other}, this program knows {FORMAT_VERSION}",
+                            path.display()
+                        ),
                     )
                     .hint("use the version of deltabox that wrote it, or another state directory"));
                 }
@@ -127,7 +130,10 @@ impl Catalog {
             let (id, value) = entry.map_err(failed)?;
             let sandbox: SandboxRecord = serde_json::from_slice(value.value()).map_err(failed)?;
             let mut nodes = Vec::new();
-            for entry in checkpoints.range((id.value(), 0)..=(id.value(), u64::MAX)).map_err(failed)? {
+            for entry in checkpoints
+                .range((id.value(), 0)..=(id.value(), u64::MAX))
+                .map_err(failed)?
+            {
                 let (_, value) = entry.map_err(failed)?;
                 let mut node: CheckpointRecord = serde_json::from_slice(value.value()).map_err(failed)?;
                 node.durable = true;
@@ -144,11 +150,15 @@ impl Catalog {
         {
             let mut table = write.open_table(SANDBOXES).map_err(failed)?;
             let value = serde_json::to_vec(sandbox).map_err(failed)?;
-            table.insert(sandbox.id.as_str(), value.as_slice()).map_err(failed)?;
+            table
+                .insert(sandbox.id.as_str(), value.as_slice())
+                .map_err(failed)?;
             let mut table = write.open_table(CHECKPOINTS).map_err(failed)?;
             for node in checkpoints {
                 let value = serde_json::to_vec(node).map_err(failed)?;
-                table.insert((sandbox.id.as_str(), node.sequence), value.as_slice()).map_err(failed)?;
+                table
+                    .insert((sandbox.id.as_str(), node.sequence), value.as_slice())
+                    .map_err(failed)?;
             }
         }
         write.commit().map_err(failed)
@@ -161,7 +171,9 @@ impl Catalog {
             let mut table = write.open_table(SANDBOXES).map_err(failed)?;
             table.remove(id.as_str()).map_err(failed)?;
             let mut table = write.open_table(CHECKPOINTS).map_err(failed)?;
-            table.retain_in((id.as_str(), 0)..=(id.as_str(), u64::MAX), |_, _| false).map_err(failed)?;
+            table
+                .retain_in((id.as_str(), 0)..=(id.as_str(), u64::MAX), |_, _| false)
+                .map_err(failed)?;
         }
         write.commit().map_err(failed)
     }

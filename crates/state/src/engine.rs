@@ -35,7 +35,12 @@ pub(crate) struct Kept(Mutex<HashMap<SandboxId, Vec<Frozen>>>);
 
 impl Kept {
     pub fn add(&self, sandbox: &SandboxId, frozen: impl IntoIterator<Item = Frozen>) {
-        self.0.lock().expect("not poisoned").entry(sandbox.clone()).or_default().extend(frozen);
+        self.0
+            .lock()
+            .expect("not poisoned")
+            .entry(sandbox.clone())
+            .or_default()
+            .extend(frozen);
     }
 
     pub fn remove(&self, sandbox: &SandboxId) {
@@ -43,7 +48,13 @@ impl Kept {
     }
 
     pub fn all(&self) -> Vec<Frozen> {
-        self.0.lock().expect("not poisoned").values().flatten().copied().collect()
+        self.0
+            .lock()
+            .expect("not poisoned")
+            .values()
+            .flatten()
+            .copied()
+            .collect()
     }
 }
 
@@ -86,15 +97,28 @@ impl Engine {
         let kept = Arc::new(kept);
         let (background, worker) = Background::start(store.clone(), catalog.clone(), kept.clone())?;
         let null = std::fs::File::options().read(true).write(true).open("/dev/null");
-        let null = null.map_err(|error| Error::io("cannot open /dev/null", &error))?.into();
-        let shared = Arc::new(Shared { config, store, pool, background, kept, null });
+        let null = null
+            .map_err(|error| Error::io("cannot open /dev/null", &error))?
+            .into();
+        let shared = Arc::new(Shared {
+            config,
+            store,
+            pool,
+            background,
+            kept,
+            null,
+        });
         let mut sandboxes = HashMap::new();
         for (record, nodes) in known {
             let name = record.name.clone();
             let handle = Handle::spawn(record, nodes, shared.clone(), |_, _| Ok(None))?;
             sandboxes.insert(name, Slot::Ready(handle));
         }
-        Ok(Self { shared, sandboxes: Mutex::new(sandboxes), worker: Mutex::new(Some(worker)) })
+        Ok(Self {
+            shared,
+            sandboxes: Mutex::new(sandboxes),
+            worker: Mutex::new(Some(worker)),
+        })
     }
 
     pub fn health(&self) -> Result<Health> {
@@ -141,14 +165,22 @@ impl Engine {
     fn reserve(&self, name: &str) -> Result<()> {
         let mut sandboxes = self.sandboxes.lock().expect("not poisoned");
         if sandboxes.contains_key(name) {
-            return Err(Error::conflict(format!("a sandbox named {name} exists"))
-                .hint(format!("choose another name, or remove it with `deltabox rm {name}`")));
+            return Err(
+                Error::conflict(format!("a sandbox named {name} exists")).hint(format!(
+                    "choose another name, or remove it with `deltabox rm {name}`"
+                )),
+            );
         }
         sandboxes.insert(name.to_owned(), Slot::Busy);
         Ok(())
     }
 
-    fn create_reserved(&self, id: SandboxId, name: String, request: CreateRequest) -> Result<(Handle, SandboxInfo)> {
+    fn create_reserved(
+        &self,
+        id: SandboxId,
+        name: String,
+        request: CreateRequest,
+    ) -> Result<(Handle, SandboxInfo)> {
         let base = base::prepare(&self.shared, &request.root)?;
         base::check_mounts(&request.mounts)?;
         let mut env = base.env;
@@ -163,7 +195,9 @@ impl Engine {
             workdir: base.workdir,
             user: base.user,
             base: base.layers,
-            created_unix: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_secs()),
+            created_unix: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |age| age.as_secs()),
             current: None,
         };
         let handle = Handle::spawn(record, Vec::new(), self.shared.clone(), |record, shared| {
@@ -179,18 +213,34 @@ impl Engine {
     pub fn get(&self, name: &str) -> Result<Handle> {
         match self.sandboxes.lock().expect("not poisoned").get(name) {
             Some(Slot::Ready(handle)) => Ok(handle.clone()),
-            Some(Slot::Busy) => Err(Error::conflict(format!("sandbox {name} is being made or removed"))),
-            None => Err(Error::not_found(format!("no sandbox named {name}")).hint("`deltabox ls` lists them")),
+            Some(Slot::Busy) => Err(Error::conflict(format!(
+                "sandbox {name} is being made or removed"
+            ))),
+            None => {
+                Err(Error::not_found(format!("no sandbox named {name}")).hint("`deltabox ls` lists them"))
+            }
         }
     }
 
     pub fn list(&self) -> Result<Vec<SandboxInfo>> {
         let handles: Vec<Handle> = {
             let sandboxes = self.sandboxes.lock().expect("not poisoned");
-            sandboxes.values().filter_map(|slot| if let Slot::Ready(h) = slot { Some(h.clone()) } else { None }).collect()
+            sandboxes
+                .values()
+                .filter_map(|slot| {
+                    if let Slot::Ready(h) = slot {
+                        Some(h.clone())
+                    } else {
+                        None
+                    }
+                })
+                .collect()
         };
         // One that is removed meanwhile is left out.
-        let mut infos: Vec<_> = handles.iter().filter_map(|handle| handle.call(|s| Ok(s.info())).ok()).collect();
+        let mut infos: Vec<_> = handles
+            .iter()
+            .filter_map(|handle| handle.call(|s| Ok(s.info())).ok())
+            .collect();
         infos.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(infos)
     }
@@ -201,11 +251,16 @@ impl Engine {
         if !force {
             let running = handle.call(|sandbox| Ok(sandbox.info().execs.len()))?;
             if running > 0 {
-                return Err(Error::conflict(format!("{running} commands run in sandbox {name}"))
-                    .hint("end them first, or remove it with --force"));
+                return Err(
+                    Error::conflict(format!("{running} commands run in sandbox {name}"))
+                        .hint("end them first, or remove it with --force"),
+                );
             }
         }
-        self.sandboxes.lock().expect("not poisoned").insert(name.to_owned(), Slot::Busy);
+        self.sandboxes
+            .lock()
+            .expect("not poisoned")
+            .insert(name.to_owned(), Slot::Busy);
         let result = self.remove_reserved(&handle);
         let mut sandboxes = self.sandboxes.lock().expect("not poisoned");
         match &result {
@@ -219,8 +274,13 @@ impl Engine {
         handle.call(|sandbox| sandbox.end("it was removed"))?;
         handle.close();
         let (done, receive) = std::sync::mpsc::channel();
-        self.shared.background.send(Work::Forget { sandbox: handle.id().clone(), done });
-        receive.recv().map_err(|_| Error::new(ErrorKind::Conflict, "the daemon is stopping"))?
+        self.shared.background.send(Work::Forget {
+            sandbox: handle.id().clone(),
+            done,
+        });
+        receive
+            .recv()
+            .map_err(|_| Error::new(ErrorKind::Conflict, "the daemon is stopping"))?
     }
 
     /// Ends all sandboxes; their durable checkpoints stay. The last pending checkpoints are made durable first.
@@ -247,7 +307,10 @@ impl Engine {
 /// A name is part of paths, of a host name and of cgroup names.
 fn check_name(name: &str) -> Result<()> {
     let good = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_' | '.');
-    let first = name.chars().next().is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let first = name
+        .chars()
+        .next()
+        .is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
     if first && name.len() <= 63 && name.chars().all(good) {
         return Ok(());
     }

@@ -14,11 +14,17 @@ pub struct Error {
 
 impl Error {
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self { api: ApiError::new(kind, message), exec_exit_code: None }
+        Self {
+            api: ApiError::new(kind, message),
+            exec_exit_code: None,
+        }
     }
 
     pub fn hint(self, hint: impl Into<String>) -> Self {
-        Self { api: self.api.hint(hint), ..self }
+        Self {
+            api: self.api.hint(hint),
+            ..self
+        }
     }
 
     pub fn internal(what: &str, cause: impl std::fmt::Display) -> Self {
@@ -79,7 +85,9 @@ impl From<deltabox_layers::Error> for Error {
         match error {
             E::StoreBusy(_) => Self::new(ErrorKind::Conflict, text),
             E::NoSnapshots(_) => Self::new(ErrorKind::Refused, text),
-            E::BaseOnStore(_) | E::NotMappable { .. } | E::CannotMake { .. } => Self::new(ErrorKind::Unsupported, text),
+            E::BaseOnStore(_) | E::NotMappable { .. } | E::CannotMake { .. } => {
+                Self::new(ErrorKind::Unsupported, text)
+            }
             E::BadPath { .. } => Self::usage(text),
             E::NotThere { .. } | E::Missing(_) => Self::not_found(text),
             _ => by_errno(text, error.os_error()),
@@ -91,7 +99,10 @@ impl From<deltabox_isolation::Error> for Error {
     fn from(error: deltabox_isolation::Error) -> Self {
         use deltabox_isolation::Error as E;
         let text = error.to_string();
-        let with_code = |error: Self, code| Self { exec_exit_code: Some(code), ..error };
+        let with_code = |error: Self, code| Self {
+            exec_exit_code: Some(code),
+            ..error
+        };
         match &error {
             E::ProgramNotFound { .. } => with_code(Self::not_found(text), deltabox_api::EXIT_NOT_FOUND),
             E::ProgramNotRunnable { .. } | E::WorkingDirectory { .. } => {
@@ -110,5 +121,14 @@ impl From<deltabox_isolation::Error> for Error {
 impl From<deltabox_image::Error> for Error {
     fn from(error: deltabox_image::Error) -> Self {
         Self::usage(error.to_string())
+    }
+}
+
+impl From<ApiError> for Error {
+    fn from(api: ApiError) -> Self {
+        Self {
+            api,
+            exec_exit_code: None,
+        }
     }
 }

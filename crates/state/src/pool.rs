@@ -43,7 +43,9 @@ impl Slots {
     fn take(&self) -> deltabox_isolation::Result<CellSpec> {
         let mut state = self.state.lock().expect("not poisoned");
         if state.taken.len() as u32 >= SLOTS {
-            return Err(deltabox_isolation::Error::Invalid(format!("all {SLOTS} ranges of user ids are in use; remove sandboxes")));
+            return Err(deltabox_isolation::Error::Invalid(format!(
+                "all {SLOTS} ranges of user ids are in use; remove sandboxes"
+            )));
         }
         while state.taken.contains(&state.next) {
             state.next = (state.next + 1) % SLOTS;
@@ -53,11 +55,19 @@ impl Slots {
         state.next = (slot + 1) % SLOTS;
         state.made += 1;
         let id = format!("c{}", state.made);
-        Ok(CellSpec { id, uid_base: FIRST_UID + (slot << 16), limits: Default::default() })
+        Ok(CellSpec {
+            id,
+            uid_base: FIRST_UID + (slot << 16),
+            limits: Default::default(),
+        })
     }
 
     fn give_back(&self, uid_base: u32) {
-        self.state.lock().expect("not poisoned").taken.remove(&((uid_base - FIRST_UID) >> 16));
+        self.state
+            .lock()
+            .expect("not poisoned")
+            .taken
+            .remove(&((uid_base - FIRST_UID) >> 16));
     }
 }
 
@@ -121,7 +131,10 @@ impl Pool {
             cpus: limits.cpus,
         };
         self.driver.features().check(&limits)?;
-        let cell = OwnedCell { cell: Some(self.cells.take()?), slots: self.slots.clone() };
+        let cell = OwnedCell {
+            cell: Some(self.cells.take()?),
+            slots: self.slots.clone(),
+        };
         cell.set_limits(&limits)?;
         Ok(cell)
     }
@@ -129,7 +142,11 @@ impl Pool {
     /// Limits this machine cannot hold, in words.
     pub fn lost(&self) -> Vec<String> {
         let features = self.driver.features();
-        let places = [("memory", &features.memory), ("processes", &features.pids), ("processor time", &features.cpu)];
+        let places = [
+            ("memory", &features.memory),
+            ("processes", &features.pids),
+            ("processor time", &features.cpu),
+        ];
         let missing = places.into_iter().filter_map(|(what, place)| match place {
             Place::Nowhere(why) => Some(format!("no limit on {what}: {why}")),
             _ => None,

@@ -23,8 +23,16 @@ pub struct Tree<N> {
 impl<N: Node> Tree<N> {
     /// A tree from nodes of which each parent precedes its children.
     pub fn new(nodes: Vec<N>, current: Option<CheckpointId>) -> Self {
-        let index = nodes.iter().enumerate().map(|(i, node)| (node.id().clone(), i)).collect();
-        Self { nodes, index, current }
+        let index = nodes
+            .iter()
+            .enumerate()
+            .map(|(i, node)| (node.id().clone(), i))
+            .collect();
+        Self {
+            nodes,
+            index,
+            current,
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -62,12 +70,21 @@ impl<N: Node> Tree<N> {
 
     /// Refuses a label that is taken or that could be read as another kind of reference.
     pub fn check_label(&self, label: &str) -> Result<()> {
-        if label.is_empty() || label.len() > 200 || label.starts_with(['@', '~']) || label.chars().any(char::is_control) {
-            return Err(Error::usage(format!("bad label {label:?}: 1 to 200 printable characters, not starting with @ or ~")));
+        if label.is_empty()
+            || label.len() > 200
+            || label.starts_with(['@', '~'])
+            || label.chars().any(char::is_control)
+        {
+            return Err(Error::usage(format!(
+                "bad label {label:?}: 1 to 200 printable characters, not starting with @ or ~"
+            )));
         }
         match self.nodes.iter().find(|node| node.label() == Some(label)) {
-            Some(node) => Err(Error::conflict(format!("label {label:?} is taken by checkpoint {}", node.id()))
-                .hint("choose another label")),
+            Some(node) => Err(Error::conflict(format!(
+                "label {label:?} is taken by checkpoint {}",
+                node.id()
+            ))
+            .hint("choose another label")),
             None => Ok(()),
         }
     }
@@ -79,8 +96,11 @@ impl<N: Node> Tree<N> {
         for _ in 0..steps {
             let parent = node.parent().and_then(|id| self.get(id));
             node = parent.ok_or_else(|| {
-                Error::not_found(format!("checkpoint {reference:?} does not exist: {} has no parent", node.id()))
-                    .hint("`deltabox log` shows the tree")
+                Error::not_found(format!(
+                    "checkpoint {reference:?} does not exist: {} has no parent",
+                    node.id()
+                ))
+                .hint("`deltabox log` shows the tree")
             })?;
         }
         Ok(node)
@@ -89,7 +109,9 @@ impl<N: Node> Tree<N> {
     fn resolve_name(&self, name: &str) -> Result<&N> {
         if name.is_empty() || name == "@" {
             let current = self.current.as_ref().and_then(|id| self.get(id));
-            return current.ok_or_else(|| Error::not_found("there is no checkpoint yet").hint("make one with `deltabox checkpoint`"));
+            return current.ok_or_else(|| {
+                Error::not_found("there is no checkpoint yet").hint("make one with `deltabox checkpoint`")
+            });
         }
         if let Some(node) = self.nodes.iter().find(|n| n.label() == Some(name)) {
             return Ok(node);
@@ -100,9 +122,14 @@ impl<N: Node> Tree<N> {
         let mut matching = self.nodes.iter().filter(|n| n.id().as_str().starts_with(name));
         match (matching.next(), matching.next()) {
             (Some(node), None) => Ok(node),
-            (Some(_), Some(_)) => Err(Error::usage(format!("checkpoint {name:?} is ambiguous: several ids begin so")).hint("give more digits")),
-            (None, _) => Err(Error::not_found(format!("no checkpoint {name:?}: neither a label nor the beginning of an id"))
-                .hint("`deltabox log` shows what exists")),
+            (Some(_), Some(_)) => Err(Error::usage(format!(
+                "checkpoint {name:?} is ambiguous: several ids begin so"
+            ))
+            .hint("give more digits")),
+            (None, _) => Err(Error::not_found(format!(
+                "no checkpoint {name:?}: neither a label nor the beginning of an id"
+            ))
+            .hint("`deltabox log` shows what exists")),
         }
     }
 }
@@ -114,7 +141,9 @@ fn split_ancestor(reference: &str) -> Result<(&str, usize)> {
         Some(at) => {
             let (name, count) = (&reference[..at], &reference[at + 1..]);
             let steps = if count.is_empty() { Ok(1) } else { count.parse() };
-            steps.map(|n| (name, n)).map_err(|_| Error::usage(format!("bad checkpoint {reference:?}: ~ takes a number")))
+            steps
+                .map(|n| (name, n))
+                .map_err(|_| Error::usage(format!("bad checkpoint {reference:?}: ~ takes a number")))
         }
     }
 }
@@ -149,7 +178,8 @@ mod tests {
     }
 
     fn found(tree: &Tree<N>, reference: &str) -> String {
-        tree.resolve(reference).map_or_else(|e| e.to_string(), |n| n.0.to_string())
+        tree.resolve(reference)
+            .map_or_else(|e| e.to_string(), |n| n.0.to_string())
     }
 
     #[test]

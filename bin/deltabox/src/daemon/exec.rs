@@ -13,8 +13,8 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use deltabox_api::{ExecEvent, ExecRequest, WindowSize};
 use deltabox_state::{ExecEnd, ExecStarted, ExecStdio, Handle, Notice};
 use futures_util::StreamExt;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::sync::mpsc;
 
 use super::wire::{Failure, on_sandbox};
@@ -33,7 +33,7 @@ pub struct Commands {
 /// The daemon's ends of one command.
 struct Command {
     /// Absent once its end was reached.
-    stdin: tokio::sync::Mutex<Option<AsyncFd<OwnedFd>>>,
+    stdin: tokio::sync::Mutex<Option<Sender>>,
     terminal: Option<OwnedFd>,
 }
 
@@ -91,8 +91,8 @@ struct Session {
     id: String,
     key: String,
     command: Arc<Command>,
-    stdout: Option<AsyncFd<OwnedFd>>,
-    stderr: Option<AsyncFd<OwnedFd>>,
+    stdout: Option<Receiver>,
+    stderr: Option<Receiver>,
     events: mpsc::Sender<ExecEvent>,
 }
 
@@ -107,14 +107,14 @@ impl Session {
         match started.stdio {
             ExecStdio::None => {}
             ExecStdio::Pipes { stdin: i, stdout: o, stderr: e } => {
-                stdin = i.map(nonblocking).transpose()?;
-                stdout = Some(nonblocking(o)?);
-                stderr = Some(nonblocking(e)?);
+                stdin = i.map(writer).transpose()?;
+                stdout = Some(reader(o)?);
+                stderr = Some(reader(e)?);
             }
             ExecStdio::Terminal { master } => {
-                stdin = Some(nonblocking(master.try_clone()?)?);
+                stdin = Some(writer(master.try_clone()?)?);
                 terminal = Some(master.try_clone()?);
-                stdout = Some(nonblocking(master)?);
+                stdout = Some(reader(master)?);
             }
         }
         let id = started.id.to_string();
@@ -135,9 +135,9 @@ impl Session {
             let command = self.command.clone();
             tokio::spawn(async move {
                 let mut stdin = command.stdin.lock().await;
-                if let Some(fd) = stdin.as_ref() {
+                if let Some(pipe) = stdin.as_mut() {
                     // A command that ends without reading its input is not an error.
-                    let _ = write_all(fd, &input).await;
+                    let _ = pipe.write_all(&input).await;
                 }
                 *stdin = None;
             });
@@ -151,8 +151,8 @@ impl Session {
             tokio::select! {
                 // Output first, so that a command's last words precede its exit.
                 biased;
-                read = read_some(self.stdout.as_ref(), &mut buffers.0) => self.output(read, false, &buffers.0).await,
-                read = read_some(self.stderr.as_ref(), &mut buffers.1) => self.output(read, true, &buffers.1).await,
+                read = read_some(self.stdout.as_mut(), &mut buffers.0) => self.output(read, false, &buffers.0).await,
+                read = read_some(self.stderr.as_mut(), &mut buffers.1) => self.output(read, true, &buffers.1).await,
                 notice = notices.recv() => match notice {
                     Some(Notice::RolledBack(id)) => self.send(ExecEvent::RolledBack { checkpoint: id.to_string() }).await,
                     Some(Notice::Ended(end)) => break last_event(end, timed_out),
@@ -183,8 +183,8 @@ impl Session {
     async fn drain(&mut self, buffer: &mut [u8]) {
         for error_stream in [false, true] {
             let stream = if error_stream { self.stderr.take() } else { self.stdout.take() };
-            let Some(fd) = stream else { continue };
-            while let Ok(n @ 1..) = rustix::io::read(fd.get_ref(), &mut *buffer) {
+            let Some(pipe) = stream else { continue };
+            while let Ok(n @ 1..) = pipe.try_read(buffer) {
                 self.send(output_event(error_stream, &buffer[..n])).await;
             }
         }
@@ -218,24 +218,22 @@ fn last_event(end: ExecEnd, timed_out: bool) -> ExecEvent {
     }
 }
 
-fn nonblocking(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+/// A pipe's or a terminal's side; the type's name says pipe, what it needs is only that reads and writes can wait.
+fn reader(fd: OwnedFd) -> std::io::Result<Receiver> {
     rustix::io::ioctl_fionbio(&fd, true)?;
-    AsyncFd::register(fd).map_err(|error| error.into_parts().1)
+    Receiver::from_owned_fd_unchecked(fd)
 }
 
-async fn read_some(fd: Option<&AsyncFd<OwnedFd>>, buffer: &mut [u8]) -> std::io::Result<usize> {
-    match fd {
+fn writer(fd: OwnedFd) -> std::io::Result<Sender> {
+    rustix::io::ioctl_fionbio(&fd, true)?;
+    Sender::from_owned_fd_unchecked(fd)
+}
+
+async fn read_some(pipe: Option<&mut Receiver>, buffer: &mut [u8]) -> std::io::Result<usize> {
+    match pipe {
         None => std::future::pending().await,
-        Some(fd) => fd.async_io(Interest::READABLE, |fd| Ok(rustix::io::read(fd, &mut *buffer)?)).await,
+        Some(pipe) => pipe.read(buffer).await,
     }
-}
-
-async fn write_all(fd: &AsyncFd<OwnedFd>, mut bytes: &[u8]) -> std::io::Result<()> {
-    while !bytes.is_empty() {
-        let n = fd.async_io(Interest::WRITABLE, |fd| Ok(rustix::io::write(fd, bytes)?)).await?;
-        bytes = &bytes[n..];
-    }
-    Ok(())
 }
 
 /// Writes a request's body to a command's standard input; its end closes it unless `keep`.
@@ -245,10 +243,10 @@ pub async fn stdin(commands: &Commands, handle: &Handle, exec: &str, body: Body,
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| Failure::internal("the request's body broke off", error))?;
-        let Some(fd) = stdin.as_ref() else {
+        let Some(pipe) = stdin.as_mut() else {
             return Err(deltabox_state::Error::conflict("the command's standard input is closed").into());
         };
-        if let Err(error) = write_all(fd, &chunk).await {
+        if let Err(error) = pipe.write_all(&chunk).await {
             *stdin = None;
             return Err(deltabox_state::Error::conflict(format!("the command does not read its input: {error}")).into());
         }

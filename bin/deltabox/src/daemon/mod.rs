@@ -3,6 +3,7 @@
 mod exec;
 mod routes;
 mod server;
+mod transfer;
 mod wire;
 
 pub use server::{ServeOptions, serve};

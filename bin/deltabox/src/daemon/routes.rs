@@ -14,6 +14,7 @@ use serde::Deserialize;
 
 use super::exec;
 use super::server::Daemon;
+use super::transfer;
 use super::wire::{Answer, Failure, answer, blocking, on_sandbox};
 
 type Shared = State<Arc<Daemon>>;
@@ -28,7 +29,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/execs/{exec}/resize", post(resize))
         .route("/execs/{exec}/signal", post(signal))
         .route("/checkpoints", get(log).post(checkpoint))
-        .route("/rollback", post(rollback));
+        .route("/rollback", post(rollback))
+        .route("/files", get(transfer::get_files).put(transfer::put_files));
     let api = Router::new()
         .route("/health", get(health))
         .route("/shutdown", post(shutdown))

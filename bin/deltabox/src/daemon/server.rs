@@ -28,6 +28,7 @@ pub struct ServeOptions {
 
 /// What all handlers share.
 pub struct Daemon {
+    pub home: PathBuf,
     pub engine: Engine,
     pub commands: Arc<Commands>,
     pub stop: Notify,
@@ -45,7 +46,7 @@ pub fn serve(options: ServeOptions) -> Result<(), ApiError> {
     config.store = options.store;
     config.pool_size = options.pool_size.unwrap_or(config.pool_size);
     let engine = Engine::open(config).map_err(deltabox_state::Error::into_api)?;
-    let daemon = Arc::new(Daemon { engine, commands: Arc::default(), stop: Notify::new() });
+    let daemon = Arc::new(Daemon { home: home.clone(), engine, commands: Arc::default(), stop: Notify::new() });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()

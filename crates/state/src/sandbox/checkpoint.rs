@@ -187,7 +187,14 @@ impl Live {
         thawed?;
         let frozen = frozen?;
         let way = if frozen.unchanged { "unchanged" } else { "snapshot" };
-        Ok(FrozenNow { state: frozen.frozen, way, bytes: None, processes, stopped, phases })
+        Ok(FrozenNow {
+            state: frozen.frozen,
+            way,
+            bytes: None,
+            processes,
+            stopped,
+            phases,
+        })
     }
 
     fn freeze_empty(&mut self, mut phases: Phases) -> Result<FrozenNow> {
@@ -196,7 +203,14 @@ impl Live {
             phases.time("attach", || self.switch_root(mount, frozen.retired))?;
         }
         let way = if frozen.unchanged { "unchanged" } else { "switch" };
-        Ok(FrozenNow { state: frozen.frozen, way, bytes: None, processes: 0, stopped: Duration::ZERO, phases })
+        Ok(FrozenNow {
+            state: frozen.frozen,
+            way,
+            bytes: None,
+            processes: 0,
+            stopped: Duration::ZERO,
+            phases,
+        })
     }
 
     /// Ends all processes and puts the target's files in place.
@@ -211,15 +225,24 @@ impl Live {
         let broken = |error: Error| RollbackFailure::Broken(error);
         let ended = self.cell.cgroup().procs().map_err(|e| broken(e.into()))?.len();
         if ended > 0 {
-            phases.time("end processes", || self.cell.kill_all()).map_err(|e| broken(e.into()))?;
+            phases
+                .time("end processes", || self.cell.kill_all())
+                .map_err(|e| broken(e.into()))?;
         }
         let id = target.id.clone();
         self.end_execs(|| ExecEnd::Discarded(id.clone()));
-        phases.time("attach", || self.switch_root(switched.mount, switched.retired)).map_err(broken)?;
-        Ok(RolledBack { stopped: start.elapsed(), ended })
+        phases
+            .time("attach", || self.switch_root(switched.mount, switched.retired))
+            .map_err(broken)?;
+        Ok(RolledBack {
+            stopped: start.elapsed(),
+            ended,
+        })
     }
 }
 
 fn now_unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |age| age.as_millis() as u64)
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |age| age.as_millis() as u64)
 }

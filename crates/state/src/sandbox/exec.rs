@@ -15,8 +15,14 @@ use crate::id::{CheckpointId, ExecId};
 pub enum ExecStdio {
     /// Detached: nothing to read or write.
     None,
-    Pipes { stdin: Option<OwnedFd>, stdout: OwnedFd, stderr: OwnedFd },
-    Terminal { master: OwnedFd },
+    Pipes {
+        stdin: Option<OwnedFd>,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    },
+    Terminal {
+        master: OwnedFd,
+    },
 }
 
 /// A command that was started.
@@ -30,7 +36,10 @@ pub struct ExecStarted {
 /// How a command's stream ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExecEnd {
-    Exited { code: Option<i32>, signal: Option<i32> },
+    Exited {
+        code: Option<i32>,
+        signal: Option<i32>,
+    },
     /// A rollback led to a state in which the command did not exist.
     Discarded(CheckpointId),
     /// The sandbox was removed or failed.
@@ -70,18 +79,29 @@ impl Sandbox {
     /// Starts a command; `notify` hears of rollbacks and of its end.
     pub fn exec(&mut self, request: &ExecRequest, notify: Notify) -> Result<ExecStarted> {
         if request.argv.is_empty() || request.argv.iter().any(|arg| arg.contains('\0')) {
-            return Err(Error::usage("a command needs at least a program, and no argument may contain a NUL byte"));
+            return Err(Error::usage(
+                "a command needs at least a program, and no argument may contain a NUL byte",
+            ));
         }
         let record = self.record.clone();
         let live = self.live()?;
         let user = request.user.as_deref().or(record.user.as_deref()).unwrap_or("0");
-        let user = deltabox_isolation::users::resolve(live.root(), user).map_err(|e| Error::usage(e.to_string()))?;
+        let user =
+            deltabox_isolation::users::resolve(live.root(), user).map_err(|e| Error::usage(e.to_string()))?;
         let env = environment(&record.env, request, &user.home, record.id.as_str());
         let (stdio, caller) = streams(live, request)?;
         let spec = ExecSpec {
             argv: request.argv.iter().map(Into::into).collect(),
-            env: env.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
-            cwd: request.workdir.clone().or(record.workdir).unwrap_or_else(|| "/".into()).into(),
+            env: env
+                .into_iter()
+                .map(|(key, value)| (key.into(), value.into()))
+                .collect(),
+            cwd: request
+                .workdir
+                .clone()
+                .or(record.workdir)
+                .unwrap_or_else(|| "/".into())
+                .into(),
             uid: user.uid,
             gid: user.gid,
             groups: user.groups,
@@ -103,15 +123,23 @@ impl Sandbox {
             notify,
         };
         live.execs.insert(id.clone(), exec);
-        Ok(ExecStarted { id, pid: started.pid_inside, stdio })
+        Ok(ExecStarted {
+            id,
+            pid: started.pid_inside,
+            stdio,
+        })
     }
 
     /// Sends a signal to a command's process group, which is its session's until it makes others.
     pub fn signal_exec(&mut self, id: &str, signal: i32) -> Result<()> {
         let live = self.live()?;
         let exec = live.execs.get(&ExecId::from(id));
-        let pid = exec.ok_or_else(|| Error::not_found(format!("no running command {id}")))?.pid_inside;
-        live.cell.signal(KillTarget::Group(pid), signal).map_err(Error::from)
+        let pid = exec
+            .ok_or_else(|| Error::not_found(format!("no running command {id}")))?
+            .pid_inside;
+        live.cell
+            .signal(KillTarget::Group(pid), signal)
+            .map_err(Error::from)
     }
 
     /// Takes note of commands that ended.
@@ -154,7 +182,11 @@ impl Sandbox {
 
 impl Live {
     fn ended(&mut self, start: Option<u64>, status: ExitStatus) {
-        let id = self.execs.iter().find(|(_, exec)| Some(exec.start) == start).map(|(id, _)| id.clone());
+        let id = self
+            .execs
+            .iter()
+            .find(|(_, exec)| Some(exec.start) == start)
+            .map(|(id, _)| id.clone());
         if let Some(exec) = id.and_then(|id| self.execs.remove(&id)) {
             let (code, signal) = match status {
                 ExitStatus::Code(code) => (Some(code), None),
@@ -202,7 +234,8 @@ fn streams(live: &Live, request: &ExecRequest) -> Result<(Stdio, ExecStdio)> {
     if let Some(WindowSize { rows, cols }) = request.tty {
         return Ok((Stdio::Pty { rows, cols }, ExecStdio::None));
     }
-    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::io("cannot make a pipe", &error.into()));
+    let pipe =
+        || pipe_with(PipeFlags::CLOEXEC).map_err(|error| Error::io("cannot make a pipe", &error.into()));
     let null = || live.open_null();
     if request.detach {
         return Ok((Stdio::Fds([null()?, null()?, null()?]), ExecStdio::None));
@@ -215,6 +248,10 @@ fn streams(live: &Live, request: &ExecRequest) -> Result<(Stdio, ExecStdio)> {
     };
     let (out_read, out_write) = pipe()?;
     let (err_read, err_write) = pipe()?;
-    let caller = ExecStdio::Pipes { stdin: caller_in, stdout: out_read, stderr: err_read };
+    let caller = ExecStdio::Pipes {
+        stdin: caller_in,
+        stdout: out_read,
+        stderr: err_read,
+    };
     Ok((Stdio::Fds([stdin, out_write, err_write]), caller))
 }

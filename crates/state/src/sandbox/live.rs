@@ -16,12 +16,12 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use super::checkpoint::ms;
 use super::exec::Exec;
 use crate::background::Work;
+use crate::base;
 use crate::catalog::SandboxRecord;
 use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::id::ExecId;
 use crate::pool::OwnedCell;
-use crate::base;
 
 /// Everything of a sandbox that ends with its processes.
 pub(crate) struct Live {
@@ -46,18 +46,39 @@ impl Live {
         let cell = shared.pool.take(&record.limits)?;
         lap("cell", &mut phases);
         let userns = cell.namespace("user")?;
-        let ids = IdMap { first: cell.uid_base(), count: UIDS_PER_CELL, userns: Some(userns.as_fd()) };
+        let ids = IdMap {
+            first: cell.uid_base(),
+            count: UIDS_PER_CELL,
+            userns: Some(userns.as_fd()),
+        };
         let base = base::of_record(shared, record);
         let files = match from {
             None => FileState::create(&shared.store, base, &ids)?,
             Some(frozen) => FileState::from_frozen(&shared.store, base, frozen, &ids)?,
         };
         lap("files", &mut phases);
-        let binds = record.mounts.iter().map(|mount| bind(mount, userns.as_fd())).collect::<Result<_>>()?;
-        cell.attach_root(files.mount()?, RootSpec { hostname: Some(record.name.clone()), binds })?;
+        let binds = record
+            .mounts
+            .iter()
+            .map(|mount| bind(mount, userns.as_fd()))
+            .collect::<Result<_>>()?;
+        cell.attach_root(
+            files.mount()?,
+            RootSpec {
+                hostname: Some(record.name.clone()),
+                binds,
+            },
+        )?;
         let root = cell.root()?;
         lap("attach", &mut phases);
-        Ok(Self { cell, files, root, execs: HashMap::new(), shared: shared.clone(), created_phases: phases })
+        Ok(Self {
+            cell,
+            files,
+            root,
+            execs: HashMap::new(),
+            shared: shared.clone(),
+            created_phases: phases,
+        })
     }
 
     pub fn init_pid(&self) -> i32 {
@@ -65,7 +86,10 @@ impl Live {
     }
 
     pub fn exec_infos(&self) -> Vec<ExecInfo> {
-        self.execs.iter().map(|(id, exec)| super::exec_info(id, exec)).collect()
+        self.execs
+            .iter()
+            .map(|(id, exec)| super::exec_info(id, exec))
+            .collect()
     }
 
     /// Readable when the cell has events.
@@ -78,7 +102,10 @@ impl Live {
     }
 
     pub fn open_null(&self) -> Result<OwnedFd> {
-        self.shared.null.try_clone().map_err(|error| Error::io("cannot duplicate a descriptor", &error))
+        self.shared
+            .null
+            .try_clone()
+            .map_err(|error| Error::io("cannot duplicate a descriptor", &error))
     }
 
     pub fn add_stats(&self, stats: &mut Stats) -> Result<()> {
@@ -94,17 +121,29 @@ impl Live {
     pub(super) fn switch_root(&mut self, mount: OwnedFd, retired: impl Send + 'static) -> Result<()> {
         let old_mount = self.cell.switch_root(mount)?;
         let old_root = std::mem::replace(&mut self.root, self.cell.root()?);
-        self.shared.background.send(Work::Drop(Box::new((old_root, old_mount, retired))));
+        self.shared
+            .background
+            .send(Work::Drop(Box::new((old_root, old_mount, retired))));
         Ok(())
     }
 }
 
 /// A directory of the host, seen inside with the host's root as the sandbox's.
 fn bind(mount: &Mount, userns: BorrowedFd<'_>) -> Result<Bind> {
-    let failed = |what: &str, error: std::io::Error| Error::io(&format!("cannot {what} {}", mount.source), &error);
+    let failed =
+        |what: &str, error: std::io::Error| Error::io(&format!("cannot {what} {}", mount.source), &error);
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = open_tree(CWD, &mount.source, flags).map_err(|error| failed("clone the mount of", error.into()))?;
-    let change = MountChange { read_only: mount.read_only, nodev: true, idmap: Some(userns), ..MountChange::default() };
+    let tree =
+        open_tree(CWD, &mount.source, flags).map_err(|error| failed("clone the mount of", error.into()))?;
+    let change = MountChange {
+        read_only: mount.read_only,
+        nodev: true,
+        idmap: Some(userns),
+        ..MountChange::default()
+    };
     change_mount(tree.as_fd(), change).map_err(|error| failed("map the owners of", error))?;
-    Ok(Bind { mount: tree, target: mount.target.clone() })
+    Ok(Bind {
+        mount: tree,
+        target: mount.target.clone(),
+    })
 }

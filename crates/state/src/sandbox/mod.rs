@@ -54,7 +54,16 @@ impl Sandbox {
     ) -> Self {
         let next_sequence = checkpoints.last().map_or(0, |node| node.sequence + 1);
         let tree = Tree::new(checkpoints, record.current.clone());
-        Self { record, shared, tree, live, failure: None, next_sequence, waiting: HashMap::new(), handle }
+        Self {
+            record,
+            shared,
+            tree,
+            live,
+            failure: None,
+            next_sequence,
+            waiting: HashMap::new(),
+            handle,
+        }
     }
 
     /// The live state, or an error that says how to get one.
@@ -63,9 +72,15 @@ impl Sandbox {
         let failure = self.failure.as_deref();
         self.live.as_mut().ok_or_else(|| {
             let why = failure.unwrap_or("the daemon was restarted");
-            Error::conflict(format!("sandbox {name} is not running: {why}"))
-                .hint("`deltabox rollback` to one of its checkpoints brings it back; `deltabox log` lists them")
+            Error::conflict(format!("sandbox {name} is not running: {why}")).hint(
+                "`deltabox rollback` to one of its checkpoints brings it back; `deltabox log` lists them",
+            )
         })
+    }
+
+    /// Host process id of the sandbox's init.
+    pub fn init_pid(&mut self) -> Result<i32> {
+        self.live().map(|live| live.init_pid())
     }
 
     pub fn info(&self) -> SandboxInfo {
@@ -88,17 +103,27 @@ impl Sandbox {
             checkpoints: self.tree.len(),
             init_pid: self.live.as_ref().map(Live::init_pid),
             execs: self.live.as_ref().map_or_else(Vec::new, Live::exec_infos),
-            phases_ms: self.live.as_ref().map(|live| live.created_phases.clone()).unwrap_or_default(),
+            phases_ms: self
+                .live
+                .as_ref()
+                .map(|live| live.created_phases.clone())
+                .unwrap_or_default(),
         }
     }
 
     pub fn log(&self) -> Log {
         let checkpoints = self.tree.iter().map(checkpoint_info).collect();
-        Log { checkpoints, current: self.tree.current().map(ToString::to_string) }
+        Log {
+            checkpoints,
+            current: self.tree.current().map(ToString::to_string),
+        }
     }
 
     pub fn stats(&mut self) -> Result<Stats> {
-        let mut stats = Stats { checkpoints: self.tree.len(), ..Stats::default() };
+        let mut stats = Stats {
+            checkpoints: self.tree.len(),
+            ..Stats::default()
+        };
         if let Some(live) = &self.live {
             live.add_stats(&mut stats)?;
         }
@@ -156,5 +181,10 @@ fn checkpoint_info(node: &CheckpointRecord) -> CheckpointInfo {
 
 /// One line of `inspect` per command that has not ended.
 pub(crate) fn exec_info(id: &crate::id::ExecId, exec: &exec::Exec) -> ExecInfo {
-    ExecInfo { id: id.to_string(), pid: exec.pid_inside, argv: exec.argv.clone(), tty: exec.tty }
+    ExecInfo {
+        id: id.to_string(),
+        pid: exec.pid_inside,
+        argv: exec.argv.clone(),
+        tty: exec.tty,
+    }
 }

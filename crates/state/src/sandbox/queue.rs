@@ -24,7 +24,13 @@ struct State<S> {
 impl<S> Queue<S> {
     pub fn new() -> std::io::Result<Self> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        Ok(Self { jobs: Mutex::new(State { jobs: VecDeque::new(), closed: false }), wake })
+        Ok(Self {
+            jobs: Mutex::new(State {
+                jobs: VecDeque::new(),
+                closed: false,
+            }),
+            wake,
+        })
     }
 
     /// Appends a job; dropped at once when the queue is closed.
@@ -48,7 +54,11 @@ impl<S> Queue<S> {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.jobs.lock().expect("no job runs under the lock").jobs.is_empty()
+        self.jobs
+            .lock()
+            .expect("no job runs under the lock")
+            .jobs
+            .is_empty()
     }
 
     /// Refuses further jobs and drops the waiting ones.
@@ -81,7 +91,15 @@ mod tests {
     fn readable<S>(queue: &Queue<S>) -> bool {
         let wake = queue.wake_fd();
         let mut fds = [PollFd::new(&wake, PollFlags::IN)];
-        poll(&mut fds, Some(&rustix::time::Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() == 1
+        poll(
+            &mut fds,
+            Some(&rustix::time::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            }),
+        )
+        .unwrap()
+            == 1
     }
 
     #[test]

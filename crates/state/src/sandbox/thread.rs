@@ -14,7 +14,10 @@ use crate::error::{Error, Result};
 use crate::id::SandboxId;
 
 /// Without requests for this long, the next checkpoint and rollback are prepared: 2 ms.
-const IDLE_AFTER: Timespec = Timespec { tv_sec: 0, tv_nsec: 2_000_000 };
+const IDLE_AFTER: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 2_000_000,
+};
 
 /// Reaches a sandbox from any thread. Cheap to clone; outliving the sandbox is harmless.
 #[derive(Clone)]
@@ -33,7 +36,10 @@ impl Handle {
         start: impl FnOnce(&mut SandboxRecord, &Arc<Shared>) -> Result<Option<Live>> + Send + 'static,
     ) -> Result<Self> {
         let queue = Queue::new().map_err(|error| Error::io("cannot make a request queue", &error))?;
-        let handle = Self { id: record.id.clone(), queue: Arc::new(queue) };
+        let handle = Self {
+            id: record.id.clone(),
+            queue: Arc::new(queue),
+        };
         let (send, receive) = mpsc::channel();
         let (own, name) = (handle.clone(), format!("sandbox {}", record.name));
         let body = move || {
@@ -50,7 +56,9 @@ impl Handle {
         };
         let spawned = std::thread::Builder::new().name(name).spawn(body);
         spawned.map_err(|error| Error::io("cannot start the sandbox's thread", &error))?;
-        let started = receive.recv().map_err(|_| Error::internal("the sandbox's thread ended", "it panicked"));
+        let started = receive
+            .recv()
+            .map_err(|_| Error::internal("the sandbox's thread ended", "it panicked"));
         started.flatten().map(|()| handle)
     }
 
@@ -64,10 +72,15 @@ impl Handle {
     }
 
     /// Like [`Handle::submit`], waiting for the result.
-    pub fn call<T: Send + 'static>(&self, job: impl FnOnce(&mut Sandbox) -> Result<T> + Send + 'static) -> Result<T> {
+    pub fn call<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Sandbox) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (send, receive) = mpsc::channel();
         self.submit(move |sandbox| drop(send.send(job(sandbox))));
-        receive.recv().map_err(|_| Error::conflict("the sandbox was removed meanwhile"))?
+        receive
+            .recv()
+            .map_err(|_| Error::conflict("the sandbox was removed meanwhile"))?
     }
 
     /// Ends the thread after the job at hand; the sandbox's cell goes with it.
