@@ -4,16 +4,28 @@
 //! Architecture invariant: nothing here knows what a daemon, a layer or an image registry is. The sandbox around the
 //! processes is a [`Host`]; one OS thread owns an engine, because ptrace belongs to a thread.
 
+pub mod descriptor;
+pub mod engine;
 pub mod error;
 pub mod host;
 pub mod ids;
+pub mod image;
 pub mod inject;
+pub mod memory;
 pub mod procfs;
+pub mod restore;
 pub mod stop;
+pub mod task;
+pub mod thread;
 pub mod tracee;
+pub mod zombie;
 
+pub use engine::{Engine, Stopped};
 pub use error::TraceError;
 pub use host::Host;
 pub use ids::{Addr, HostPid, InsidePid};
+pub use image::{Image, ProcessImage, Report};
 pub use inject::{Arg, Batch, Buffer, CallId};
+pub use memory::page_store::PageStore;
+pub use restore::RestoreError;
 pub use stop::{Process, StopError, Thread, Tree, stop};

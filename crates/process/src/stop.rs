@@ -47,6 +47,9 @@ pub enum StopError {
     /// New processes appeared faster than they could be attached.
     #[error("the sandbox creates processes faster than they can be stopped; limit its number of processes")]
     TooMany,
+    /// A task that was to be re-created got another id.
+    #[error("process or thread {wanted} cannot be created again: its id is taken (got {got})")]
+    PidTaken { wanted: InsidePid, got: InsidePid },
     /// Anything ptrace says.
     #[error(transparent)]
     Trace(#[from] TraceError),
@@ -129,6 +132,107 @@ impl Process {
     /// The injector with the threads it works on.
     pub fn injector(&mut self) -> (&mut Injector, &mut [Thread]) {
         (&mut self.injector, &mut self.threads)
+    }
+
+    /// Ends the threads whose ids are not in `keep`. The leader has to stay.
+    pub(crate) fn end_threads(&mut self, keep: &[InsidePid]) -> Result<(), TraceError> {
+        let threads = std::mem::take(&mut self.threads);
+        let (kept, ended): (Vec<_>, Vec<_>) = threads
+            .into_iter()
+            .partition(|thread| keep.contains(&thread.inside));
+        self.threads = kept;
+        for thread in ended {
+            thread.tracee.exit(self.injector.instruction())?;
+        }
+        Ok(())
+    }
+
+    /// Makes the threads of `wanted` that are missing. They hold nothing of their own yet.
+    pub(crate) fn create_threads<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        wanted: &[InsidePid],
+    ) -> Result<(), StopError> {
+        const FLAGS: i32 = libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM;
+        for &inside in wanted {
+            if self.threads.iter().any(|thread| thread.inside == inside) {
+                continue;
+            }
+            let tracee = self.clone_task(host, inside, FLAGS)?;
+            self.threads.push(Thread { tracee, inside });
+        }
+        self.threads
+            .sort_by_key(|thread| wanted.iter().position(|inside| *inside == thread.inside));
+        Ok(())
+    }
+
+    /// Runs `clone(2)` in the first thread. The new task stops before its first instruction.
+    pub(crate) fn clone_task<H: Host + ?Sized>(
+        &mut self,
+        host: &mut H,
+        inside: InsidePid,
+        flags: i32,
+    ) -> Result<Tracee, StopError> {
+        host.set_next_pid(inside).map_err(|source| StopError::Host {
+            what: "choose the next pid of",
+            source,
+        })?;
+        let pid = self.pid;
+        let thread = self.threads.first_mut().ok_or(TraceError::Gone { tid: pid })?;
+        let flags = i64::from(flags).cast_unsigned();
+        let mut child = None;
+        let result = self.injector.call_with_events(
+            &mut thread.tracee,
+            libc::SYS_clone,
+            [flags, 0, 0, 0, 0, 0],
+            |_, message| {
+                child = i32::try_from(message).ok().and_then(HostPid::new);
+            },
+        )?;
+        let got = result.map_err(|errno| TraceError::Call {
+            pid,
+            name: "clone",
+            errno,
+        })?;
+        let child = child.ok_or(TraceError::Gone { tid: pid })?;
+        let mut tracee = Tracee::attached(child);
+        if !tracee.wait_stopped(STOP_LIMIT)? {
+            return Err(TraceError::Stuck { tid: child }.into());
+        }
+        tracee.set_trap_ignored(self.status.ignores(libc::SIGTRAP));
+        if got != inside.0.cast_unsigned().into() {
+            return Err(StopError::PidTaken {
+                wanted: inside,
+                got: InsidePid(i32::try_from(got).unwrap_or(0)),
+            });
+        }
+        Ok(tracee)
+    }
+
+    /// Kills the process and waits until it has ended. Its parent still has to wait for it.
+    pub(crate) fn kill(mut self) -> Result<(), TraceError> {
+        self.injector.forget();
+        match rustix::process::kill_process(self.pid.pid(), rustix::process::Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(errno) => {
+                return Err(TraceError::Request {
+                    tid: self.pid,
+                    what: "kill",
+                    source: errno.into(),
+                });
+            }
+        }
+        // The leader's end is reported after that of all others.
+        let mut threads = std::mem::take(&mut self.threads);
+        while let Some(thread) = threads.pop() {
+            thread.tracee.wait_ended()?;
+        }
+        Ok(())
     }
 
     /// Removes the injected memory and puts the registers of all threads back. They stay stopped.

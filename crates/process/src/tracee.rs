@@ -256,11 +256,78 @@ impl Tracee {
     }
 
     /// Forgets the cached [`Context`], whose registers and mask must have been put back before.
-    #[expect(dead_code, reason = "needed by re-creation")]
-    pub(crate) fn forget_context(&mut self) {
-        self.context = None;
-        self.disturbed = false;
-        self.mask_changed = false;
+    /// Makes the thread end by itself (`exit(2)`), the other threads of its process staying.
+    pub(crate) fn exit(mut self, instruction: Addr) -> Result<(), TraceError> {
+        self.disturb()?;
+        let mut regs = self.context()?.regs;
+        regs.orig_rax = u64::MAX;
+        regs.rsp = 0;
+        regs.rax = libc::SYS_exit.cast_unsigned();
+        regs.rdi = 0;
+        regs.rip = instruction.0;
+        let result = ptrace::set_regs(self.tid.pid(), &regs);
+        self.checked("set the registers of", result)?;
+        loop {
+            let result = ptrace::cont(self.tid.pid(), 0);
+            self.checked("continue", result)?;
+            match self.wait_call() {
+                Ok(Status::Ended(status)) => {
+                    self.ended = Some(status);
+                    return Ok(());
+                }
+                Ok(Status::Stopped { .. }) => {}
+                Err(error) if error.is_gone() => {
+                    self.ended = Some(0);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Reads the pending signals again: the engine's own doing may have caused some.
+    pub(crate) fn refresh_pending(&mut self) -> Result<(), TraceError> {
+        let tid = self.tid;
+        let (thread, process) = (pending(tid, Queue::Thread), pending(tid, Queue::Process));
+        let thread = thread.map_err(|source| self.request("read", source))?;
+        let process = process.map_err(|source| self.request("read", source))?;
+        self.context()?;
+        self.set_pending(thread, process);
+        Ok(())
+    }
+
+    /// Tells that the pending signals have been changed by injected calls.
+    pub(crate) fn set_pending(&mut self, thread: Vec<RawSiginfo>, process: Vec<RawSiginfo>) {
+        if let Some(context) = &mut self.context {
+            context.pending = thread;
+            context.process_pending = process;
+        }
+    }
+
+    /// From now on until the thread is let go, no trap instruction is used and `SIGTRAP` is blocked as well: a pending
+    /// one is about to be queued.
+    pub(crate) fn block_traps(&mut self) -> Result<(), TraceError> {
+        self.trap_ignored = true;
+        self.context()?;
+        let result = ptrace::set_sigmask(self.tid.pid(), u64::MAX);
+        self.checked("mask the signals of", result)?;
+        self.mask_changed = true;
+        Ok(())
+    }
+
+    /// The extended CPU state in XSAVE layout.
+    pub fn xstate(&self) -> Result<Vec<u8>, TraceError> {
+        let mut buffer = vec![0; 16 << 10];
+        let size = ptrace::get_regset(self.tid.pid(), ptrace::NT_X86_XSTATE, &mut buffer)
+            .map_err(|source| self.request("read the CPU state of", source))?;
+        buffer.truncate(size);
+        Ok(buffer)
+    }
+
+    /// Sets the extended CPU state.
+    pub fn set_xstate(&self, state: &[u8]) -> Result<(), TraceError> {
+        ptrace::set_regset(self.tid.pid(), ptrace::NT_X86_XSTATE, state)
+            .map_err(|source| self.request("set the CPU state of", source))
     }
 
     /// Whether a trap instruction can end injected code without the program being able to tell: a forced `SIGTRAP`
@@ -307,6 +374,8 @@ impl Tracee {
         self.disturb()?;
         let mut regs = self.context()?.regs;
         regs.orig_rax = u64::MAX;
+        // Injected code has no stack: sigaltstack(2) refuses changes while rsp is on the alternate one.
+        regs.rsp = 0;
         prepare(&mut regs);
         let result = ptrace::set_regs(self.tid.pid(), &regs);
         self.checked("set the registers of", result)?;
@@ -356,6 +425,7 @@ impl Tracee {
         self.disturb()?;
         let mut regs = self.context()?.regs;
         regs.orig_rax = u64::MAX;
+        regs.rsp = 0;
         regs.rax = number;
         regs.rip = instruction.0;
         [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
@@ -479,6 +549,30 @@ impl Tracee {
     /// Gives up the attachment without letting the thread go on: it has been killed or detached by other means.
     pub(crate) fn abandon(mut self) {
         self.ended = Some(0);
+    }
+
+    /// Waits for the end of a thread that has been killed.
+    pub(crate) fn wait_ended(mut self) -> Result<(), TraceError> {
+        loop {
+            match self.wait_call() {
+                Ok(Status::Ended(status)) => {
+                    self.ended = Some(status);
+                    return Ok(());
+                }
+                Ok(Status::Stopped { .. }) => {
+                    let result = ptrace::cont(self.tid.pid(), 0);
+                    match self.checked("continue", result) {
+                        Err(error) if !error.is_gone() => return Err(error),
+                        _ => {}
+                    }
+                }
+                Err(error) if error.is_gone() => {
+                    self.ended = Some(0);
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn died(&mut self, status: i32) -> TraceError {

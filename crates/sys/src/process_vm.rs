@@ -33,10 +33,16 @@ pub fn read_exact(pid: Pid, address: u64, buffer: &mut [u8]) -> io::Result<()> {
 pub fn read_ranges(pid: Pid, ranges: &[(u64, usize)], buffer: &mut [u8]) -> io::Result<usize> {
     let mut done = 0;
     for ranges in ranges.chunks(MAX_RANGES) {
-        let remote: Vec<libc::iovec> = ranges.iter().map(|&(start, length)| vector(start, length)).collect();
+        let remote: Vec<libc::iovec> = ranges
+            .iter()
+            .map(|&(start, length)| vector(start, length))
+            .collect();
         let wanted: usize = ranges.iter().map(|range| range.1).sum();
         let room = &mut buffer[done..];
-        let local = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len().min(wanted) };
+        let local = libc::iovec {
+            iov_base: room.as_mut_ptr().cast(),
+            iov_len: room.len().min(wanted),
+        };
         let raw = pid.as_raw_nonzero().get();
         // SAFETY: `local` describes memory of ours that is writable and borrowed for the call; `remote` holds
         // addresses of the other process, which the kernel validates.
@@ -74,11 +80,16 @@ pub fn write_exact(pid: Pid, address: u64, bytes: &[u8]) -> io::Result<()> {
 pub fn write_ranges(pid: Pid, pieces: &[(u64, &[u8])]) -> io::Result<usize> {
     let mut done = 0;
     for pieces in pieces.chunks(MAX_RANGES) {
-        let remote: Vec<libc::iovec> =
-            pieces.iter().map(|&(start, bytes)| vector(start, bytes.len())).collect();
+        let remote: Vec<libc::iovec> = pieces
+            .iter()
+            .map(|&(start, bytes)| vector(start, bytes.len()))
+            .collect();
         let local: Vec<libc::iovec> = pieces
             .iter()
-            .map(|(_, bytes)| libc::iovec { iov_base: bytes.as_ptr() as *mut c_void, iov_len: bytes.len() })
+            .map(|(_, bytes)| libc::iovec {
+                iov_base: bytes.as_ptr() as *mut c_void,
+                iov_len: bytes.len(),
+            })
             .collect();
         let wanted: usize = pieces.iter().map(|piece| piece.1.len()).sum();
         let (raw, count) = (pid.as_raw_nonzero().get(), pieces.len() as u64);
@@ -100,8 +111,34 @@ pub fn write_ranges(pid: Pid, pieces: &[(u64, &[u8])]) -> io::Result<usize> {
     Ok(done)
 }
 
+/// Soft and hard limit of another process for the resource with the kernel's number `resource` (`RLIMIT_*`), without
+/// changing them; `None` is no limit.
+pub fn resource_limits(pid: Pid, resource: u32) -> io::Result<(Option<u64>, Option<u64>)> {
+    let mut limits = libc::rlimit64 {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: with a null new limit the call only writes `limits`, which lives across it.
+    let result = unsafe {
+        libc::prlimit64(
+            pid.as_raw_nonzero().get(),
+            resource,
+            std::ptr::null(),
+            &raw mut limits,
+        )
+    };
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    let known = |value: u64| (value != libc::RLIM64_INFINITY).then_some(value);
+    Ok((known(limits.rlim_cur), known(limits.rlim_max)))
+}
+
 fn vector(address: u64, length: usize) -> libc::iovec {
-    libc::iovec { iov_base: std::ptr::without_provenance_mut(address as usize), iov_len: length }
+    libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(address as usize),
+        iov_len: length,
+    }
 }
 
 #[cfg(test)]
@@ -119,7 +156,10 @@ mod tests {
         write_exact(me, address + 1, &[9, 8]).unwrap();
         assert_eq!(cell.get(), [1, 9, 8, 4]);
         let mut twice = [0u8; 3];
-        assert_eq!(read_ranges(me, &[(address, 1), (address + 2, 2)], &mut twice).unwrap(), 3);
+        assert_eq!(
+            read_ranges(me, &[(address, 1), (address + 2, 2)], &mut twice).unwrap(),
+            3
+        );
         assert_eq!(twice, [1, 8, 4]);
     }
 

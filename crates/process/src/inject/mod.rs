@@ -47,6 +47,9 @@ const CODE_SIZE: u64 = 128;
 /// Size of a new scratch mapping in bytes, enough for most batches.
 const SCRATCH_SIZE: u64 = 32 << 10;
 
+/// What the injected memory may grow to, in bytes.
+pub const ROOM: u64 = 16 << 20;
+
 const PAGE: u64 = 4096;
 
 /// Memory injected into a process.
@@ -64,6 +67,7 @@ pub struct Injector {
     pid: HostPid,
     instruction: Addr,
     scratch: Option<Scratch>,
+    place: Option<Addr>,
 }
 
 impl Injector {
@@ -74,6 +78,7 @@ impl Injector {
             pid,
             instruction,
             scratch: None,
+            place: None,
         }
     }
 
@@ -165,8 +170,20 @@ impl Injector {
         let mut scratch = None;
         for (protection, runnable) in [(libc::PROT_EXEC, true), (0, false)] {
             let protection = (protection | libc::PROT_READ | libc::PROT_WRITE) as u64;
-            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-            let args = [0, size, protection, flags, u64::MAX, 0];
+            let fixed = if self.place.is_some() {
+                libc::MAP_FIXED_NOREPLACE
+            } else {
+                0
+            };
+            let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed) as u64;
+            let args = [
+                self.place.unwrap_or_default().0,
+                size,
+                protection,
+                flags,
+                u64::MAX,
+                0,
+            ];
             match self.call(tracee, libc::SYS_mmap, args)? {
                 Ok(start) => {
                     scratch = Some(Scratch {
@@ -219,6 +236,12 @@ impl Injector {
     /// Forgets the injected memory: the address space it was in has been replaced.
     pub fn forget(&mut self) {
         self.scratch = None;
+    }
+
+    /// Where to put the memory from now on, instead of wherever the kernel likes. There must be room for
+    /// [`ROOM`] bytes.
+    pub fn set_place(&mut self, place: Addr) {
+        self.place = Some(place);
     }
 
     /// Where the `syscall` instruction is.

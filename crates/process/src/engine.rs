@@ -1,0 +1,275 @@
+//! The engine of one sandbox: what it remembers of the live processes between stops, and the operations.
+//!
+//! ```text
+//! stop -> survey -> capture | restore -> resume
+//! ```
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::error::TraceError;
+use crate::host::Host;
+use crate::ids::{HostPid, InsidePid};
+use crate::image::{Identity, Image, Place, ProcessImage, Report};
+use crate::memory::capture::{Reader, absorb};
+use crate::memory::maps::{self, Vma};
+use crate::memory::page_store::PageStore;
+use crate::memory::page_tree::PageTree;
+use crate::memory::track::{Run, Tracker};
+use crate::stop::{self, Process, StopError, Tree};
+use crate::{task, thread, zombie};
+
+/// What the engine knows of a live process.
+pub(crate) struct Live {
+    pub(crate) identity: Identity,
+    /// When the process started, in clock ticks since boot: pids are used again.
+    start_time: u64,
+    /// Where the program's parts are: another place means another program (`execve`).
+    program: [u64; 4],
+    pub(crate) tracker: Tracker,
+    pub(crate) reader: Reader,
+    /// The pages as they were last seen; whatever was written since is reported by the tracker.
+    pub(crate) seen: PageTree,
+}
+
+/// The mappings of a process now, and what was written into them since they were last seen.
+pub(crate) struct Scanned {
+    pub(crate) vmas: Vec<Vma>,
+    pub(crate) runs: Vec<Run>,
+}
+
+/// One per sandbox. Must be used from one thread only.
+pub struct Engine<H: Host> {
+    pub(crate) host: H,
+    pub(crate) store: PageStore,
+    pub(crate) live: HashMap<HostPid, Live>,
+    next_identity: u64,
+}
+
+impl<H: Host> Engine<H> {
+    /// An engine that knows nothing yet. `store` may be shared with other engines.
+    pub fn new(host: H, store: PageStore) -> Engine<H> {
+        Engine {
+            host,
+            store,
+            live: HashMap::new(),
+            next_identity: 1,
+        }
+    }
+
+    /// The sandbox.
+    pub fn host(&mut self) -> &mut H {
+        &mut self.host
+    }
+
+    /// Where page contents are.
+    pub fn store(&self) -> &PageStore {
+        &self.store
+    }
+
+    /// Stops the whole sandbox. Dropping the result lets it go on.
+    pub fn stop(&mut self) -> Result<Stopped<'_, H>, StopError> {
+        let start = Instant::now();
+        let tree = stop::stop(&mut self.host)?;
+        let mut report = Report::default();
+        report.add("stop", start.elapsed());
+        Ok(Stopped {
+            engine: self,
+            tree,
+            report,
+        })
+    }
+
+    /// What is known of a live process; it is looked at for the first time if necessary.
+    pub(crate) fn live(&mut self, process: &mut Process) -> Result<&mut Live, TraceError> {
+        let pid = process.pid();
+        let stat = task::stat(pid)?;
+        let known = self
+            .live
+            .get(&pid)
+            .is_some_and(|live| live.start_time == stat.start_time && live.program == stat.layout.program());
+        if !known {
+            self.live.remove(&pid);
+            let live = Live {
+                identity: Identity(self.next_identity),
+                start_time: stat.start_time,
+                program: stat.layout.program(),
+                tracker: Tracker::new(process)?,
+                reader: Reader::new(pid)?,
+                seen: PageTree::new(),
+            };
+            self.next_identity += 1;
+            self.live.insert(pid, live);
+        }
+        self.live.get_mut(&pid).ok_or(TraceError::Gone { tid: pid })
+    }
+
+    /// Finds out what was written in a process since it was last seen.
+    pub(crate) fn scan(&mut self, process: &mut Process) -> Result<Scanned, TraceError> {
+        let pid = process.pid();
+        let scratch = process.injector().0.scratch_range();
+        let vmas = maps::without(maps::read(pid)?, scratch);
+        let registered = self.live(process)?.tracker.register(&vmas);
+        if let Err(TraceError::Request { source, .. }) = &registered {
+            if source.raw_os_error() == Some(libc::ESRCH) {
+                // Another program at the very same addresses: only the address space behind the tracker is gone.
+                self.live.remove(&pid);
+                self.live(process)?.tracker.register(&vmas)?;
+            } else {
+                registered?;
+            }
+        }
+        // The first look injects a call, whose memory must not be taken for the program's.
+        let scratch = process.injector().0.scratch_range();
+        let vmas = maps::without(vmas, scratch);
+        let live = self.live(process)?;
+        let runs = live.tracker.scan(&vmas, &live.seen)?;
+        Ok(Scanned { vmas, runs })
+    }
+
+    /// Drops what is known of processes that are not there any more.
+    pub(crate) fn forget_others(&mut self, tree: &Tree) {
+        self.live
+            .retain(|pid, _| tree.processes.iter().any(|process| process.pid() == *pid));
+    }
+}
+
+/// A sandbox that stands still.
+pub struct Stopped<'e, H: Host> {
+    pub(crate) engine: &'e mut Engine<H>,
+    pub(crate) tree: Tree,
+    pub(crate) report: Report,
+}
+
+impl<H: Host> Stopped<'_, H> {
+    /// The processes.
+    pub fn tree(&mut self) -> &mut Tree {
+        &mut self.tree
+    }
+
+    /// What this stop has taken so far.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// Captures all processes. They have to have been surveyed.
+    pub fn capture(&mut self) -> Result<Image, TraceError> {
+        let mut processes = Vec::with_capacity(self.tree.processes.len());
+        for place in 0..self.tree.processes.len() {
+            processes.push(Arc::new(self.capture_process(place)?));
+        }
+        self.engine.forget_others(&self.tree);
+        let start = Instant::now();
+        let zombies = zombie::find(&self.tree, self.engine.host.init_pid())?;
+        parents_first(&mut processes);
+        self.report.add("state", start.elapsed());
+        Ok(Image { processes, zombies })
+    }
+
+    fn capture_process(&mut self, place: usize) -> Result<ProcessImage, TraceError> {
+        let Stopped { engine, tree, report } = self;
+        let parent = parent_of(tree, place, engine.host.init_pid());
+        let process = &mut tree.processes[place];
+        let start = Instant::now();
+        let scanned = engine.scan(process)?;
+        report.add("scan", start.elapsed());
+
+        let start = Instant::now();
+        let store = engine.store.clone();
+        let live = engine.live(process)?;
+        let taken = absorb(&live.reader, &scanned.vmas, &scanned.runs, &mut live.seen, &store)?;
+        let (identity, pages) = (live.identity, live.seen.clone());
+        report.bytes_read += taken.read;
+        report.bytes_stored += taken.stored;
+        report.add("pages", start.elapsed());
+
+        let start = Instant::now();
+        let threads = (0..process.threads.len())
+            .map(|place| thread::capture(process, place))
+            .collect::<Result<Vec<_>, _>>()?;
+        let task = task::capture(process)?;
+        let status = process.status();
+        let image = ProcessImage {
+            identity,
+            pid: process.inside(),
+            parent,
+            group: InsidePid(status.group),
+            session: InsidePid(status.session),
+            name: status.name.clone(),
+            group_stop: process
+                .threads
+                .iter()
+                .find_map(|thread| thread.tracee.group_stop()),
+            executable: place_of(process.pid(), "exe")?,
+            directory: place_of(process.pid(), "cwd")?,
+            task,
+            threads,
+            vmas: scanned.vmas,
+            pages,
+        };
+        report.add("state", start.elapsed());
+        Ok(image)
+    }
+
+    /// Lets the sandbox go on.
+    pub fn resume(self) -> Result<Report, TraceError> {
+        let Stopped {
+            engine: _,
+            tree,
+            mut report,
+        } = self;
+        let start = Instant::now();
+        tree.resume()?;
+        report.add("resume", start.elapsed());
+        Ok(report)
+    }
+}
+
+/// The parent of a process as the sandbox sees it: another process, or init.
+fn parent_of(tree: &Tree, place: usize, init: HostPid) -> InsidePid {
+    let parent = tree.processes[place].status().parent;
+    if parent == init.raw() {
+        return InsidePid(1);
+    }
+    let found = tree
+        .processes
+        .iter()
+        .find(|process| process.pid().raw() == parent);
+    found.map_or(InsidePid(0), Process::inside)
+}
+
+fn place_of(pid: HostPid, link: &str) -> Result<Place, TraceError> {
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::MetadataExt;
+    let failed = |source| crate::procfs::failed(pid, link, source);
+    let name = format!("/proc/{pid}/{link}");
+    let path = std::fs::read_link(&name).map_err(failed)?;
+    let metadata = std::fs::metadata(&name).map_err(failed)?;
+    Ok(Place {
+        path: path.into_os_string().into_vec(),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    })
+}
+
+/// Orders processes so that each comes after its parent.
+fn parents_first(processes: &mut Vec<Arc<ProcessImage>>) {
+    let mut ordered: Vec<Arc<ProcessImage>> = Vec::with_capacity(processes.len());
+    let mut waiting = std::mem::take(processes);
+    while !waiting.is_empty() {
+        let (ready, rest): (Vec<_>, Vec<_>) = waiting
+            .iter()
+            .cloned()
+            .partition(|image| !waiting.iter().any(|other| other.pid == image.parent));
+        if ready.is_empty() {
+            // A cycle cannot be; better out of order than never ending.
+            ordered.extend(rest);
+            break;
+        }
+        ordered.extend(ready);
+        waiting = rest;
+    }
+    *processes = ordered;
+}

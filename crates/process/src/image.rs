@@ -1,0 +1,124 @@
+//! What a checkpoint holds of the processes: everything small as plain data, page contents by reference.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::InsidePid;
+use crate::memory::maps::Vma;
+use crate::memory::page_tree::PageTree;
+use crate::task::TaskImage;
+use crate::thread::ThreadImage;
+
+/// Tells apart programs that had the same pid one after the other: a number given when the engine first sees a process,
+/// and again when it has called `execve`. A re-created process is the one it replaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Identity(pub u64);
+
+/// A place in the file tree, as a process holds it (working directory, root, executable).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The path, as `/proc` tells it.
+    pub path: Vec<u8>,
+    /// Device number.
+    pub device: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+/// One process as it was.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct ProcessImage {
+    /// Which program this is.
+    pub identity: Identity,
+    /// Its id.
+    pub pid: InsidePid,
+    /// Its parent.
+    pub parent: InsidePid,
+    /// Process group.
+    pub group: InsidePid,
+    /// Session.
+    pub session: InsidePid,
+    /// Command name.
+    pub name: String,
+    /// The signal of the job control stop it was in.
+    pub group_stop: Option<i32>,
+    /// Executable.
+    pub executable: Place,
+    /// Working directory.
+    pub directory: Place,
+    /// The rest of what belongs to the whole process.
+    pub task: TaskImage,
+    /// Threads; the first is the leader.
+    pub threads: Vec<ThreadImage>,
+    /// Mappings.
+    pub vmas: Vec<Vma>,
+    /// Private pages.
+    #[serde(skip)]
+    pub pages: PageTree,
+}
+
+/// A process that has ended and has not been waited for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ZombieImage {
+    /// Its id.
+    pub pid: InsidePid,
+    /// Its parent.
+    pub parent: InsidePid,
+    /// Process group.
+    pub group: InsidePid,
+    /// Session.
+    pub session: InsidePid,
+    /// What `waitpid` will report.
+    pub status: i32,
+    /// Command name.
+    pub name: String,
+}
+
+/// All processes of a sandbox at one instant.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct Image {
+    /// The processes, parents before children.
+    pub processes: Vec<Arc<ProcessImage>>,
+    /// Ended processes.
+    pub zombies: Vec<ZombieImage>,
+}
+
+/// What an operation took.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Time of each phase, in order.
+    pub phases: Vec<(&'static str, Duration)>,
+    /// Bytes of memory looked at.
+    pub bytes_read: u64,
+    /// Bytes of memory newly stored.
+    pub bytes_stored: u64,
+    /// Bytes of memory written back.
+    pub bytes_written: u64,
+    /// Processes changed in place.
+    pub in_place: usize,
+    /// Processes re-created.
+    pub created: usize,
+    /// Processes ended.
+    pub killed: usize,
+}
+
+impl Report {
+    /// Adds time to a phase.
+    pub(crate) fn add(&mut self, phase: &'static str, time: Duration) {
+        match self.phases.iter_mut().find(|(name, _)| *name == phase) {
+            Some((_, total)) => *total += time,
+            None => self.phases.push((phase, time)),
+        }
+    }
+
+    /// Time of one phase.
+    #[must_use]
+    pub fn phase(&self, name: &str) -> Duration {
+        self.phases
+            .iter()
+            .find(|(phase, _)| *phase == name)
+            .map_or(Duration::ZERO, |(_, time)| *time)
+    }
+}

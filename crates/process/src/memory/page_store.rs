@@ -1,0 +1,121 @@
+//! Page contents, shared by reference between images and dropped with the last of them.
+//!
+//! A page is immutable once it is in the store. Its bytes are counted as long as anything refers to it, so the number
+//! is what the store really holds, not a sum over images.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use super::PAGE;
+
+/// The bytes of a page.
+pub type PageBytes = [u8; PAGE as usize];
+
+/// One stored page.
+pub struct Page {
+    bytes: PageBytes,
+    /// Where the page is counted; nowhere for the shared page of zeros.
+    counter: Option<Arc<AtomicU64>>,
+}
+
+impl Drop for Page {
+    fn drop(&mut self) {
+        if let Some(counter) = &self.counter {
+            counter.fetch_sub(PAGE, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A reference to a stored page.
+#[derive(Clone)]
+pub struct PageRef(Arc<Page>);
+
+impl PageRef {
+    /// The page of zeros, of which there is one.
+    #[must_use]
+    pub fn zero() -> PageRef {
+        static ZERO: OnceLock<PageRef> = OnceLock::new();
+        ZERO.get_or_init(|| {
+            PageRef(Arc::new(Page {
+                bytes: [0; PAGE as usize],
+                counter: None,
+            }))
+        })
+        .clone()
+    }
+
+    /// The content.
+    #[must_use]
+    pub fn bytes(&self) -> &PageBytes {
+        &self.0.bytes
+    }
+
+    /// Whether both are the same stored page.
+    #[must_use]
+    pub fn is(&self, other: &PageRef) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// Makes pages and counts them.
+#[derive(Clone, Default)]
+pub struct PageStore {
+    counter: Arc<AtomicU64>,
+}
+
+impl PageStore {
+    /// An empty store.
+    #[must_use]
+    pub fn new() -> PageStore {
+        PageStore::default()
+    }
+
+    /// Stores a page. A page of zeros costs nothing.
+    #[must_use]
+    pub fn put(&self, bytes: &PageBytes) -> PageRef {
+        if is_zero(bytes) {
+            return PageRef::zero();
+        }
+        self.counter.fetch_add(PAGE, Ordering::Relaxed);
+        PageRef(Arc::new(Page {
+            bytes: *bytes,
+            counter: Some(Arc::clone(&self.counter)),
+        }))
+    }
+
+    /// Bytes of page contents that are referred to at the moment.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.counter.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether all bytes are zero.
+#[must_use]
+pub fn is_zero(bytes: &PageBytes) -> bool {
+    // Most pages differ in their first bytes; the rest is compared in one vectorised go.
+    bytes[..64].iter().all(|&byte| byte == 0) && bytes.iter().fold(0, |seen, &byte| seen | byte) == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_counted_while_referred_to() {
+        let store = PageStore::new();
+        let mut bytes = [0; PAGE as usize];
+        let zero = store.put(&bytes);
+        assert_eq!(store.bytes(), 0);
+        assert!(zero.is(&PageRef::zero()));
+        bytes[4095] = 1;
+        let page = store.put(&bytes);
+        let other = page.clone();
+        assert_eq!(store.bytes(), PAGE);
+        drop(page);
+        assert_eq!(store.bytes(), PAGE);
+        assert_eq!(other.bytes()[4095], 1);
+        drop(other);
+        assert_eq!(store.bytes(), 0);
+    }
+}

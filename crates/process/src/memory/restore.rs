@@ -1,0 +1,333 @@
+//! Making the mappings and pages of a process what an image says, given what it has now.
+
+use std::collections::BTreeMap;
+
+use super::PAGE;
+use super::maps::{Backing, Kind, Vma};
+use super::page_store::PageRef;
+use super::page_tree::{PageNumber, PageTree};
+use super::track::Run;
+
+/// One step from the present mappings to the wanted ones.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// Nothing may be mapped in this range.
+    Unmap { start: u64, end: u64 },
+    /// This has to be mapped, in place of whatever is there.
+    Map(Vma),
+    /// Only the protection differs.
+    Protect { start: u64, end: u64, protection: u8 },
+    /// The label of anonymous memory (`PR_SET_VMA_ANON_NAME`) differs.
+    Label { start: u64, end: u64, label: String },
+}
+
+/// The changes that turn `now` into `wanted`, in the order of addresses.
+#[must_use]
+pub fn layout_changes(now: &[Vma], wanted: &[Vma]) -> Vec<Change> {
+    let mut borders: Vec<u64> = now
+        .iter()
+        .chain(wanted)
+        .flat_map(|vma| [vma.start, vma.end])
+        .collect();
+    borders.sort_unstable();
+    borders.dedup();
+    let mut changes = Vec::new();
+    let (mut have, mut want) = (now.iter().peekable(), wanted.iter().peekable());
+    for pair in borders.windows(2) {
+        let (start, end) = (pair[0], pair[1]);
+        while have.next_if(|vma| vma.end <= start).is_some() {}
+        while want.next_if(|vma| vma.end <= start).is_some() {}
+        let present = have.peek().filter(|vma| vma.start <= start);
+        let target = want.peek().filter(|vma| vma.start <= start);
+        match (present, target) {
+            (None, None) => {}
+            (Some(present), None) => {
+                if !matches!(present.kind, Kind::Kernel(_)) {
+                    push(&mut changes, Change::Unmap { start, end });
+                }
+            }
+            (None, Some(target)) => push(&mut changes, Change::Map(target.clipped(start, end))),
+            (Some(present), Some(target)) => {
+                let (present, target) = (present.clipped(start, end), target.clipped(start, end));
+                compare(&present, target, &mut changes);
+            }
+        }
+    }
+    changes
+}
+
+fn compare(present: &Vma, target: Vma, changes: &mut Vec<Change>) {
+    if !same_kind(present, &target) {
+        push(changes, Change::Map(target));
+        return;
+    }
+    if present.protection != target.protection {
+        let (start, end, protection) = (target.start, target.end, target.protection);
+        push(
+            changes,
+            Change::Protect {
+                start,
+                end,
+                protection,
+            },
+        );
+    }
+    if own_label(&present.label) != own_label(&target.label) {
+        let (start, end) = (target.start, target.end);
+        push(
+            changes,
+            Change::Label {
+                start,
+                end,
+                label: target.label,
+            },
+        );
+    }
+}
+
+/// Whether the target's content can be had by writing pages into what is there.
+fn same_kind(present: &Vma, target: &Vma) -> bool {
+    match (&present.kind, &target.kind) {
+        // The kernel lets a stack grow downwards; nothing else does.
+        (Kind::Anonymous, Kind::Anonymous) => (present.label == "[stack]") == (target.label == "[stack]"),
+        (Kind::PrivateFile(one), Kind::PrivateFile(two)) | (Kind::Shared(one), Kind::Shared(two)) => {
+            same_file(one, two)
+        }
+        (Kind::Kernel(one), Kind::Kernel(two)) => one == two,
+        _ => false,
+    }
+}
+
+fn same_file(one: &Backing, two: &Backing) -> bool {
+    (one.device, one.inode, one.offset) == (two.device, two.inode, two.offset)
+}
+
+/// The label a program gave, as opposed to those of the kernel.
+fn own_label(label: &str) -> &str {
+    label
+        .strip_prefix("[anon:")
+        .and_then(|name| name.strip_suffix(']'))
+        .unwrap_or("")
+}
+
+/// Adds a change, joined to the one before where both are one.
+fn push(changes: &mut Vec<Change>, change: Change) {
+    match (changes.last_mut(), &change) {
+        (Some(Change::Unmap { end, .. }), Change::Unmap { start, end: next }) if end == start => *end = *next,
+        (
+            Some(Change::Protect { end, protection, .. }),
+            Change::Protect {
+                start,
+                end: next,
+                protection: other,
+            },
+        ) if end == start && protection == other => {
+            *end = *next;
+        }
+        (Some(Change::Map(last)), Change::Map(next)) if continues(last, next) => last.end = next.end,
+        _ => changes.push(change),
+    }
+}
+
+fn continues(last: &Vma, next: &Vma) -> bool {
+    let backing = match (&last.kind, &next.kind) {
+        (Kind::Anonymous, Kind::Anonymous) => true,
+        (Kind::PrivateFile(one), Kind::PrivateFile(two)) | (Kind::Shared(one), Kind::Shared(two)) => {
+            let moved = Backing {
+                offset: one.offset + last.size(),
+                ..one.clone()
+            };
+            moved == *two
+        }
+        _ => false,
+    };
+    backing && last.end == next.start && last.protection == next.protection && last.label == next.label
+}
+
+/// What has to be done to pages, once the mappings are as wanted.
+#[derive(Default)]
+pub struct PageChanges {
+    /// Pages to write, by address, in order.
+    pub write: Vec<(u64, PageRef)>,
+    /// Ranges that must hold what the mapping alone makes them (`MADV_DONTNEED`), in order.
+    pub drop: Vec<(u64, u64)>,
+}
+
+/// The pages that differ between the process and `wanted`. `seen` is what was last known of the process, `runs` what
+/// was written since, `remapped` the ranges whose mappings were made anew (and hold nothing).
+#[must_use]
+pub fn page_changes(
+    wanted_vmas: &[Vma],
+    wanted: &PageTree,
+    seen: &PageTree,
+    runs: &[Run],
+    remapped: &[(u64, u64)],
+) -> PageChanges {
+    // Every page that may differ, with what it has to be.
+    let mut touched: BTreeMap<PageNumber, Option<PageRef>> = BTreeMap::new();
+    seen.differences(wanted, &mut |page, _, target| {
+        touched.insert(page, target.cloned());
+    });
+    let mut changes = PageChanges::default();
+    let mut dropped: Vec<(u64, u64)> = Vec::new();
+    for run in runs {
+        if run.content {
+            for page in run.start / PAGE..run.end / PAGE {
+                touched.entry(page).or_insert_with(|| wanted.get(page).cloned());
+            }
+        } else {
+            // Nothing is there: only what is wanted there is to do.
+            wanted.for_each(run.start / PAGE, run.end / PAGE, &mut |page, target| {
+                touched.insert(page, Some(target.clone()));
+            });
+            let empty: Vec<PageNumber> = touched
+                .range(run.start / PAGE..run.end / PAGE)
+                .filter_map(|(page, target)| target.is_none().then_some(*page))
+                .collect();
+            empty.iter().for_each(|page| drop(touched.remove(page)));
+        }
+    }
+    for &(start, end) in remapped {
+        let inside: Vec<PageNumber> = touched
+            .range(start / PAGE..end / PAGE)
+            .map(|(page, _)| *page)
+            .collect();
+        inside.iter().for_each(|page| drop(touched.remove(page)));
+        wanted.for_each(start / PAGE, end / PAGE, &mut |page, target| {
+            touched.insert(page, Some(target.clone()));
+        });
+    }
+    let mut vmas = wanted_vmas.iter().filter(|vma| vma.is_private()).peekable();
+    for (page, target) in touched {
+        let address = page * PAGE;
+        while vmas.next_if(|vma| vma.end <= address).is_some() {}
+        if vmas.peek().is_none_or(|vma| vma.start > address) {
+            continue;
+        }
+        match target {
+            Some(target) => changes.write.push((address, target)),
+            None => match dropped.last_mut() {
+                Some((_, end)) if *end == address => *end += PAGE,
+                _ => dropped.push((address, address + PAGE)),
+            },
+        }
+    }
+    changes.drop = dropped;
+    changes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::page_store::PageStore;
+
+    fn anonymous(start: u64, end: u64, protection: u8) -> Vma {
+        Vma {
+            start,
+            end,
+            protection,
+            kind: Kind::Anonymous,
+            label: String::new(),
+        }
+    }
+
+    fn file(start: u64, end: u64, inode: u64, offset: u64) -> Vma {
+        let backing = Backing {
+            device: (8, 1),
+            inode,
+            path: "/f".into(),
+            offset,
+        };
+        Vma {
+            start,
+            end,
+            protection: 1,
+            kind: Kind::PrivateFile(backing),
+            label: String::new(),
+        }
+    }
+
+    #[test]
+    fn equal_layouts_need_nothing_however_they_are_cut() {
+        let now = [
+            anonymous(0x1000, 0x3000, 3),
+            anonymous(0x3000, 0x5000, 3),
+            file(0x9000, 0xb000, 7, 0),
+        ];
+        let wanted = [
+            anonymous(0x1000, 0x5000, 3),
+            file(0x9000, 0xa000, 7, 0),
+            file(0xa000, 0xb000, 7, 0x1000),
+        ];
+        assert_eq!(layout_changes(&now, &wanted), []);
+    }
+
+    #[test]
+    fn each_difference_is_one_change() {
+        let now = [
+            anonymous(0x1000, 0x5000, 3),
+            file(0x9000, 0xb000, 7, 0),
+            anonymous(0xc000, 0xd000, 3),
+        ];
+        let wanted = [
+            anonymous(0x2000, 0x4000, 1),
+            file(0x9000, 0xb000, 7, 0x1000),
+            anonymous(0xe000, 0xf000, 3),
+        ];
+        assert_eq!(
+            layout_changes(&now, &wanted),
+            [
+                Change::Unmap {
+                    start: 0x1000,
+                    end: 0x2000
+                },
+                Change::Protect {
+                    start: 0x2000,
+                    end: 0x4000,
+                    protection: 1
+                },
+                Change::Unmap {
+                    start: 0x4000,
+                    end: 0x5000
+                },
+                Change::Map(file(0x9000, 0xb000, 7, 0x1000)),
+                Change::Unmap {
+                    start: 0xc000,
+                    end: 0xd000
+                },
+                Change::Map(anonymous(0xe000, 0xf000, 3)),
+            ]
+        );
+    }
+
+    #[test]
+    fn only_pages_that_may_differ_are_touched() {
+        let store = PageStore::new();
+        let page = |tag: u8| store.put(&[tag; PAGE as usize]);
+        let (mut seen, mut wanted) = (PageTree::new(), PageTree::new());
+        for at in 0..16 {
+            wanted.set(at, page(1));
+        }
+        let all = wanted.clone();
+        all.for_each(0, 16, &mut |at, page| seen.set(at, page.clone()));
+        wanted.remove(3, 5);
+        wanted.set(7, page(9));
+        let vmas = [anonymous(0, 16 * PAGE, 3)];
+        let run = |start: u64, end: u64, content| Run {
+            start: start * PAGE,
+            end: end * PAGE,
+            vma: 0,
+            content,
+        };
+        // 5 was written, 4 and 10 were given back.
+        let runs = [run(4, 5, false), run(5, 6, true), run(10, 11, false)];
+        let changes = page_changes(&vmas, &wanted, &seen, &runs, &[]);
+        let written: Vec<u64> = changes.write.iter().map(|(at, _)| at / PAGE).collect();
+        assert_eq!(written, [5, 7, 10]);
+        assert_eq!(changes.drop, [(3 * PAGE, 4 * PAGE)]);
+        let changes = page_changes(&vmas, &wanted, &seen, &runs, &[(0, 6 * PAGE)]);
+        let written: Vec<u64> = changes.write.iter().map(|(at, _)| at / PAGE).collect();
+        assert_eq!(written, [0, 1, 2, 5, 7, 10]);
+        assert_eq!(changes.drop, []);
+    }
+}

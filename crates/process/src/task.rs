@@ -1,0 +1,539 @@
+//! What a process has besides memory, threads and descriptors: signal actions, timers, limits, settings.
+
+use rustix::process::{Resource, Rlimit, prlimit};
+use serde::{Deserialize, Serialize};
+
+use crate::error::TraceError;
+use crate::ids::{HostPid, InsidePid};
+use crate::inject::{Arg, Batch, Buffer, CallId};
+use crate::procfs;
+use crate::stop::Process;
+use crate::thread::{Signal, drain, word};
+
+/// Highest signal number.
+const SIGNALS: i32 = 64;
+/// `sizeof(struct sigaction)` of the kernel: handler, flags, restorer, mask.
+const ACTION_SIZE: usize = 32;
+/// `sizeof(struct itimerval)` and of `struct itimerspec`.
+const TIMER_SIZE: usize = 32;
+
+/// One POSIX timer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PosixTimer {
+    /// The kernel's id.
+    pub id: i32,
+    /// Clock.
+    pub clock: i32,
+    /// How it notifies (`SIGEV_*`), whether to one thread.
+    pub notify: i32,
+    /// Signal.
+    pub signal: i32,
+    /// Value passed along.
+    pub value: u64,
+    /// The thread to notify.
+    pub thread: InsidePid,
+    /// Interval and remaining time (`struct itimerspec`).
+    pub setting: Vec<u8>,
+}
+
+/// Who a process is; all ids in the engine's user namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Credentials {
+    /// Real, effective, saved, filesystem user.
+    pub uids: [u32; 4],
+    /// The same of the group.
+    pub gids: [u32; 4],
+    /// Supplementary groups.
+    pub groups: Vec<u32>,
+    /// Inheritable, permitted, effective, bounding, ambient capabilities.
+    pub capabilities: [u64; 5],
+    /// `no_new_privs`.
+    pub no_new_privs: bool,
+    /// Seccomp mode and number of filters.
+    pub seccomp: (u32, u32),
+    /// `PR_GET_SECUREBITS`.
+    pub securebits: u64,
+}
+
+/// Where the program's parts are in memory (`struct prctl_mm_map` without the auxiliary vector and the exe link).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemoryLayout {
+    /// `start_code, end_code, start_data, end_data, start_brk, brk, start_stack, arg_start, arg_end, env_start,
+    /// env_end`, in this order.
+    pub words: [u64; 11],
+}
+
+/// See the module's documentation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskImage {
+    /// Signals whose action is not the default, with `struct sigaction` as the kernel has it.
+    pub actions: Vec<(i32, Vec<u8>)>,
+    /// Signals pending for the process, oldest first.
+    pub pending: Vec<Signal>,
+    /// `ITIMER_REAL`, `ITIMER_VIRTUAL`, `ITIMER_PROF`.
+    pub interval_timers: Vec<Vec<u8>>,
+    /// POSIX timers.
+    pub timers: Vec<PosixTimer>,
+    /// Soft and hard limits in the order of the kernel's numbers.
+    pub limits: Vec<(Option<u64>, Option<u64>)>,
+    /// File mode creation mask.
+    pub umask: u32,
+    /// `personality(2)`.
+    pub personality: u64,
+    /// Settings of `prctl(2)`, in the order of [`SETTINGS`].
+    pub settings: Vec<u64>,
+    /// Out-of-memory score adjustment.
+    pub oom_score_adj: i32,
+    /// Who it is.
+    pub credentials: Credentials,
+    /// Where things are.
+    pub layout: MemoryLayout,
+}
+
+/// How the answer of a `prctl` comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Returned,
+    Stored,
+}
+
+/// `prctl` settings of a process that can be read and set again: (get, set, how it is read).
+const SETTINGS: [(i32, i32, Answer); 6] = [
+    (libc::PR_GET_DUMPABLE, libc::PR_SET_DUMPABLE, Answer::Returned),
+    (libc::PR_GET_KEEPCAPS, libc::PR_SET_KEEPCAPS, Answer::Returned),
+    (
+        libc::PR_GET_CHILD_SUBREAPER,
+        libc::PR_SET_CHILD_SUBREAPER,
+        Answer::Stored,
+    ),
+    (
+        libc::PR_GET_THP_DISABLE,
+        libc::PR_SET_THP_DISABLE,
+        Answer::Returned,
+    ),
+    (libc::PR_GET_TSC, libc::PR_SET_TSC, Answer::Stored),
+    (libc::PR_MCE_KILL_GET, libc::PR_MCE_KILL, Answer::Returned),
+];
+
+const RESOURCES: [Resource; 16] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Nofile,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
+];
+
+struct Questions {
+    actions: Vec<(i32, Buffer)>,
+    timers: [Buffer; 3],
+    personality: CallId,
+    brk: CallId,
+    securebits: CallId,
+    settings: Vec<(CallId, Buffer)>,
+    posix: Vec<Buffer>,
+}
+
+fn ask(batch: &mut Batch, signals: u64, timers: &[PosixTimer]) -> Questions {
+    let mut actions = Vec::new();
+    for signal in (1..=SIGNALS).filter(|signal| signals & (1 << (signal - 1)) != 0) {
+        let action = batch.output(ACTION_SIZE);
+        batch.call(
+            libc::SYS_rt_sigaction,
+            &[signal.into(), 0.into(), action.into(), 8.into()],
+        );
+        actions.push((signal, action));
+    }
+    let interval_timers = [0, 1, 2].map(|which: i32| {
+        let timer = batch.output(TIMER_SIZE);
+        batch.call(libc::SYS_getitimer, &[which.into(), timer.into()]);
+        timer
+    });
+    let personality = batch.call(libc::SYS_personality, &[0xffff_ffffu32.into()]);
+    let brk = batch.call(libc::SYS_brk, &[]);
+    let securebits = batch.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
+    let settings = SETTINGS
+        .iter()
+        .map(|&(get, _, how)| {
+            let stored = batch.output(8);
+            let target: Arg = if how == Answer::Stored {
+                stored.into()
+            } else {
+                0.into()
+            };
+            (batch.call(libc::SYS_prctl, &[get.into(), target]), stored)
+        })
+        .collect();
+    let posix = timers
+        .iter()
+        .map(|timer| {
+            let setting = batch.output(TIMER_SIZE);
+            batch.call(libc::SYS_timer_gettime, &[timer.id.into(), setting.into()]);
+            setting
+        })
+        .collect();
+    Questions {
+        actions,
+        timers: interval_timers,
+        personality,
+        brk,
+        securebits,
+        settings,
+        posix,
+    }
+}
+
+/// Captures a stopped process.
+pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
+    let pid = process.pid();
+    let status = process.status().clone();
+    let mut timers = posix_timers(process)?;
+    let mut batch = Batch::new();
+    let asked = ask(&mut batch, status.ignored | status.caught, &timers);
+    process.run(&mut batch)?;
+    for (timer, setting) in timers.iter_mut().zip(&asked.posix) {
+        timer.setting = batch.bytes(*setting).to_vec();
+    }
+    let settings = asked
+        .settings
+        .iter()
+        .zip(SETTINGS)
+        .map(|(&(call, stored), (_, _, how))| {
+            let returned = batch.result(call).unwrap_or(0);
+            if how == Answer::Stored {
+                word(batch.bytes(stored)) & 0xffff_ffff
+            } else {
+                returned
+            }
+        });
+    let mut layout = stat(pid)?.layout;
+    layout.words[5] = batch.result(asked.brk).unwrap_or(0);
+    let context = process
+        .threads
+        .first_mut()
+        .ok_or(TraceError::Gone { tid: pid })?
+        .tracee
+        .context()?;
+    Ok(TaskImage {
+        pending: context.process_pending.iter().map(Signal::from).collect(),
+        actions: asked
+            .actions
+            .iter()
+            .map(|&(signal, buffer)| (signal, batch.bytes(buffer).to_vec()))
+            .collect(),
+        interval_timers: asked
+            .timers
+            .iter()
+            .map(|&timer| batch.bytes(timer).to_vec())
+            .collect(),
+        timers,
+        limits: (0..RESOURCES.len())
+            .map(|number| limit(pid, number))
+            .collect::<Result<_, _>>()?,
+        umask: status.umask,
+        personality: batch.result(asked.personality).unwrap_or(0),
+        settings: settings.collect(),
+        oom_score_adj: procfs::read_text(pid, "oom_score_adj")?
+            .trim()
+            .parse()
+            .unwrap_or(0),
+        credentials: credentials(&status, batch.result(asked.securebits).unwrap_or(0)),
+        layout,
+    })
+}
+
+fn credentials(status: &procfs::Status, securebits: u64) -> Credentials {
+    Credentials {
+        uids: status.uids,
+        gids: status.gids,
+        groups: status.groups.clone(),
+        capabilities: status.capabilities,
+        no_new_privs: status.no_new_privs,
+        seccomp: (status.seccomp, status.seccomp_filters),
+        securebits,
+    }
+}
+
+/// Whether the process still is who it was: nothing that cannot be undone by itself has changed.
+#[must_use]
+pub fn same_identity(image: &Credentials, status: &procfs::Status) -> bool {
+    credentials(status, image.securebits) == *image
+}
+
+/// The limit with the kernel's `number`, which is its place in [`RESOURCES`].
+fn limit(pid: HostPid, number: usize) -> Result<(Option<u64>, Option<u64>), TraceError> {
+    deltabox_sys::process_vm::resource_limits(pid.pid(), number as u32)
+        .map_err(|source| procfs::failed(pid, "limits", source))
+}
+
+/// `/proc/PID/timers`, without the remaining times.
+fn posix_timers(process: &Process) -> Result<Vec<PosixTimer>, TraceError> {
+    let pid = process.pid();
+    let text = match procfs::read_text(pid, "timers") {
+        Ok(text) => text,
+        // A kernel without CONFIG_CHECKPOINT_RESTORE does not tell.
+        Err(TraceError::Gone { .. }) => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut timers: Vec<PosixTimer> = Vec::new();
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(':') else {
+            continue;
+        };
+        let value = value.trim();
+        if key == "ID" {
+            let id = value.parse().map_err(|_| procfs::malformed(pid, "timers"))?;
+            let thread = process.inside();
+            let empty = PosixTimer {
+                id,
+                clock: 0,
+                notify: 0,
+                signal: 0,
+                value: 0,
+                thread,
+                setting: vec![0; TIMER_SIZE],
+            };
+            timers.push(empty);
+            continue;
+        }
+        let Some(timer) = timers.last_mut() else { continue };
+        match key {
+            "signal" => {
+                let (signal, pointer) = value.split_once('/').unwrap_or((value, "0"));
+                timer.signal = signal.parse().unwrap_or(0);
+                timer.value = u64::from_str_radix(pointer, 16).unwrap_or(0);
+            }
+            "notify" => {
+                let (how, who) = value.split_once('/').unwrap_or((value, ""));
+                timer.notify = match how {
+                    "none" => libc::SIGEV_NONE,
+                    "thread" => libc::SIGEV_THREAD,
+                    _ => libc::SIGEV_SIGNAL,
+                };
+                if let Some(thread) = who.strip_prefix("tid.") {
+                    timer.notify |= libc::SIGEV_THREAD_ID;
+                    timer.thread = inside_of(process, thread.parse().unwrap_or(0));
+                }
+            }
+            "ClockID" => timer.clock = value.parse().unwrap_or(0),
+            _ => {}
+        }
+    }
+    // The kernel lists the newest first; ids are given out in order.
+    timers.sort_by_key(|timer| timer.id);
+    Ok(timers)
+}
+
+/// `/proc/PID/timers` has ids as the reader sees them.
+fn inside_of(process: &Process, host: i32) -> InsidePid {
+    let thread = process
+        .threads
+        .iter()
+        .find(|thread| thread.tracee.tid().raw() == host);
+    thread.map_or(process.inside(), |thread| thread.inside)
+}
+
+impl MemoryLayout {
+    /// What another program would have elsewhere: code, start of the heap, stack.
+    #[must_use]
+    pub fn program(&self) -> [u64; 4] {
+        [self.words[0], self.words[1], self.words[4], self.words[6]]
+    }
+}
+
+/// What is needed of `/proc/PID/stat`.
+#[derive(Debug, Clone)]
+pub struct Stat {
+    /// Start of the process in clock ticks since boot.
+    pub start_time: u64,
+    /// Where the program's parts are; `brk` is not among it.
+    pub layout: MemoryLayout,
+    /// Wait status of a process that has ended.
+    pub exit_code: i32,
+}
+
+/// Reads `/proc/PID/stat`.
+pub fn stat(pid: HostPid) -> Result<Stat, TraceError> {
+    let text = procfs::read_text(pid, "stat")?;
+    // The name may hold anything, also spaces and parentheses.
+    let fields: Vec<&str> = text
+        .rsplit_once(')')
+        .map_or("", |parts| parts.1)
+        .split_whitespace()
+        .collect();
+    // Field 3 (the state) is the first one here.
+    let field = |number: usize| {
+        fields
+            .get(number - 3)
+            .and_then(|field| field.parse::<u64>().ok())
+            .unwrap_or(0)
+    };
+    let words =
+        [26, 27, 45, 46, 47, 0, 28, 48, 49, 50, 51].map(|number| if number == 0 { 0 } else { field(number) });
+    Ok(Stat {
+        start_time: field(22),
+        layout: MemoryLayout { words },
+        exit_code: i32::try_from(field(52)).unwrap_or(0),
+    })
+}
+
+/// Makes a live process what `image` says, except for what [`same_identity`] covers.
+pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceError> {
+    restore_limits(process, image)?;
+    let status = process.status().clone();
+    let live_timers = posix_timers(process)?;
+    let mut batch = Batch::new();
+    if let Some(thread) = process.threads.first_mut() {
+        // Signals of the thread are taken before those of the process.
+        thread.tracee.refresh_pending()?;
+        let context = thread.tracee.context()?;
+        drain(&mut batch, context.pending.len() + context.process_pending.len());
+        thread.tracee.set_pending(Vec::new(), Vec::new());
+        if image
+            .pending
+            .iter()
+            .any(|signal| signal.number() == libc::SIGTRAP)
+        {
+            thread.tracee.block_traps()?;
+        }
+    }
+    set_actions(&mut batch, &status, image);
+    for (which, setting) in image.interval_timers.iter().enumerate() {
+        let setting = batch.input(setting);
+        batch.call(libc::SYS_setitimer, &[which.into(), setting.into(), 0.into()]);
+    }
+    batch.call(libc::SYS_brk, &[image.layout.words[5].into()]);
+    batch.call(libc::SYS_umask, &[image.umask.into()]);
+    batch.call(libc::SYS_personality, &[image.personality.into()]);
+    for (&value, (_, set, _)) in image.settings.iter().zip(SETTINGS) {
+        set_setting(&mut batch, set, value);
+    }
+    set_timers(&mut batch, &live_timers, &image.timers);
+    let pid = process.inside();
+    for signal in &image.pending {
+        let info = batch.input(&signal.raw());
+        batch.call(
+            libc::SYS_rt_sigqueueinfo,
+            &[pid.0.into(), signal.number().into(), info.into()],
+        );
+    }
+    process.run(&mut batch)?;
+    restore_oom_score(process.pid(), image.oom_score_adj)
+}
+
+fn set_setting(batch: &mut Batch, option: i32, value: u64) {
+    match option {
+        // 2 (readable by root only) cannot be set; the process being what it was, it still has it.
+        libc::PR_SET_DUMPABLE if value > 1 => {}
+        libc::PR_MCE_KILL => {
+            batch.call(libc::SYS_prctl, &[option.into(), 1.into(), value.into()]);
+        }
+        _ => {
+            batch.call(libc::SYS_prctl, &[option.into(), value.into()]);
+        }
+    }
+}
+
+fn set_actions(batch: &mut Batch, status: &procfs::Status, image: &TaskImage) {
+    let default = vec![0; ACTION_SIZE];
+    for signal in 1..=SIGNALS {
+        let wanted = image
+            .actions
+            .iter()
+            .find(|(other, _)| *other == signal)
+            .map(|(_, action)| action);
+        let changed = (status.ignored | status.caught) & (1 << (signal - 1)) != 0;
+        if wanted.is_some() || changed {
+            let action = batch.input(wanted.unwrap_or(&default));
+            batch.call(
+                libc::SYS_rt_sigaction,
+                &[signal.into(), action.into(), 0.into(), 8.into()],
+            );
+        }
+    }
+}
+
+/// Brings the POSIX timers back. A timer's id is the lowest the kernel has not used lately, so a missing one is had by
+/// asking for that very id (`PR_TIMER_CREATE_RESTORE_IDS`, kernel 6.15).
+fn set_timers(batch: &mut Batch, live: &[PosixTimer], wanted: &[PosixTimer]) {
+    const PR_TIMER_CREATE_RESTORE_IDS: i32 = 77;
+    let same = |one: &PosixTimer, two: &PosixTimer| {
+        (one.id, one.clock, one.notify, one.signal, one.value, one.thread)
+            == (two.id, two.clock, two.notify, two.signal, two.value, two.thread)
+    };
+    for timer in live
+        .iter()
+        .filter(|timer| !wanted.iter().any(|other| same(timer, other)))
+    {
+        batch.call(libc::SYS_timer_delete, &[timer.id.into()]);
+    }
+    let missing: Vec<&PosixTimer> = wanted
+        .iter()
+        .filter(|timer| !live.iter().any(|other| same(timer, other)))
+        .collect();
+    if !missing.is_empty() {
+        batch.call(libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS.into(), 1.into()]);
+        for timer in missing {
+            let mut event = Vec::with_capacity(64);
+            event.extend_from_slice(&timer.value.to_ne_bytes());
+            event.extend_from_slice(&timer.signal.to_ne_bytes());
+            event.extend_from_slice(&timer.notify.to_ne_bytes());
+            event.extend_from_slice(&timer.thread.0.to_ne_bytes());
+            event.resize(64, 0);
+            let event = batch.input(&event);
+            let id = batch.input(&timer.id.to_ne_bytes());
+            batch.call(
+                libc::SYS_timer_create,
+                &[timer.clock.into(), event.into(), id.into()],
+            );
+        }
+        batch.call(libc::SYS_prctl, &[PR_TIMER_CREATE_RESTORE_IDS.into(), 0.into()]);
+    }
+    for timer in wanted {
+        let setting = batch.input(&timer.setting);
+        batch.call(
+            libc::SYS_timer_settime,
+            &[timer.id.into(), 0.into(), setting.into(), 0.into()],
+        );
+    }
+}
+
+fn restore_limits(process: &Process, image: &TaskImage) -> Result<(), TraceError> {
+    let pid = process.pid();
+    for (number, (&resource, &(soft, hard))) in RESOURCES.iter().zip(&image.limits).enumerate() {
+        if limit(pid, number)? != (soft, hard) {
+            prlimit(
+                Some(pid.pid()),
+                resource,
+                Rlimit {
+                    current: soft,
+                    maximum: hard,
+                },
+            )
+            .map_err(|errno| TraceError::Request {
+                tid: pid,
+                what: "set a resource limit of",
+                source: errno.into(),
+            })?;
+        }
+    }
+    Ok(())
+}
+
+fn restore_oom_score(pid: HostPid, score: i32) -> Result<(), TraceError> {
+    if procfs::read_text(pid, "oom_score_adj")?.trim().parse() != Ok(score) {
+        std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+            .map_err(|source| procfs::failed(pid, "oom_score_adj", source))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,82 @@
+//! Rollbacks of processes that are still there.
+
+use crate::sandbox::Sandbox;
+
+#[test]
+fn python_variables_go_back() {
+    let mut sandbox = Sandbox::new();
+    let mut python = sandbox.python();
+    python.ask("x = 1; _ = x");
+    let one = sandbox.checkpoint();
+    assert_eq!(python.ask("x = x + 1; _ = x"), "2");
+    let two = sandbox.checkpoint();
+    assert_eq!(python.ask("x = x + 1; _ = x"), "3");
+    sandbox.rollback(&one);
+    assert_eq!(python.ask("_ = x"), "1");
+    sandbox.rollback(&two);
+    assert_eq!(python.ask("_ = x"), "2");
+    sandbox.rollback(&one);
+    assert_eq!(python.ask("x = 'other branch'; _ = x"), "other branch");
+    let three = sandbox.checkpoint();
+    sandbox.rollback(&two);
+    assert_eq!(python.ask("_ = x"), "2");
+    sandbox.rollback(&three);
+    assert_eq!(python.ask("_ = x"), "other branch");
+}
+
+#[test]
+fn ten_rollbacks_in_a_row() {
+    let mut sandbox = Sandbox::new();
+    let mut python = sandbox.python();
+    python.ask("x = list(range(100000)); _ = len(x)");
+    let image = sandbox.checkpoint();
+    for round in 0..10 {
+        assert_eq!(
+            python.ask("x.reverse(); y = [0] * 300000; _ = x[0]"),
+            "99999",
+            "round {round}"
+        );
+        sandbox.rollback(&image);
+        assert_eq!(
+            python.ask("_ = (x[0], 'y' in globals())"),
+            "(0, False)",
+            "round {round}"
+        );
+    }
+}
+
+#[test]
+fn threads_born_later_go_and_dead_ones_return() {
+    let mut sandbox = Sandbox::new();
+    let mut python = sandbox.python();
+    python.ask("import threading, time, os; n = [0]; stop = []; _ = 0");
+    // The thread counts as long as it is allowed to.
+    python.ask("exec('def work():\\n  while not stop: n[0] += 1; time.sleep(0.001)')");
+    python.ask("t = threading.Thread(target=work); t.start(); _ = t.is_alive()");
+    let tids = "_ = sorted(int(t) for t in os.listdir('/proc/self/task'))";
+    let before = python.ask(tids);
+    let with_thread = sandbox.checkpoint();
+    // Ends the thread, starts two others.
+    assert_eq!(python.ask("stop.append(1); t.join(); _ = t.is_alive()"), "False");
+    python.ask("more = [threading.Thread(target=time.sleep, args=(1000,), daemon=True) for i in range(2)]");
+    python.ask("[t.start() for t in more]");
+    let after = python.ask(tids);
+    assert_ne!(before, after);
+    let with_two = sandbox.checkpoint();
+    for _ in 0..3 {
+        sandbox.rollback(&with_thread);
+        assert_eq!(python.ask(tids), before);
+        assert_eq!(python.ask("a = n[0]; time.sleep(0.05); _ = n[0] > a + 5"), "True");
+        sandbox.rollback(&with_two);
+        assert_eq!(python.ask(tids), after);
+        assert_eq!(
+            python.ask("_ = [t.is_alive() for t in more] + [t.is_alive()]"),
+            "[True, True, False]"
+        );
+    }
+    sandbox.rollback(&with_thread);
+    assert_eq!(
+        python.ask("stop.append(1); t.join(5); _ = (t.is_alive(), threading.active_count())"),
+        "(False, 1)"
+    );
+}

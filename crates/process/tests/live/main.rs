@@ -1,0 +1,4 @@
+//! Checkpoints and rollbacks of real programs, in a small PID namespace of their own.
+
+mod in_place;
+mod sandbox;
