@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,9 +15,10 @@ use crate::idmap::View;
 use crate::ids::LayerId;
 use crate::live::Base;
 use crate::mounting::{self, CHAIN_MAX, Parts};
-use crate::nodes::{Metadata, is_private, xattr_names};
+use crate::nodes::{Metadata, OVERLAY, xattr_names};
 use crate::package::Package;
 use crate::reaper::Job;
+use crate::squash;
 use crate::store::{Claim, Claimed, Store};
 use crate::tree::LayerName;
 use crate::volume::{Frozen, Top, Volume};
@@ -163,7 +165,9 @@ impl Builder<'_> {
         if chain.len() + self.base.layers.len() < CHAIN_MAX {
             return Ok(chain);
         }
-        Err(Error::TooDeep(chain.len()))
+        // The background merging was not run, or could not keep up.
+        squash::squash(self.store, volume, top)?;
+        volume.chain(top).ok_or_else(missing)
     }
 
     fn mount(
@@ -185,6 +189,7 @@ impl Builder<'_> {
             work: &package.relative("work"),
             lowers,
             base: &base,
+            owner: self.view.owner(),
         });
         match mount {
             Ok(mount) => Ok(Mounted {
@@ -223,7 +228,7 @@ fn renew_work(package: &Package) -> Result<()> {
     fs::create_dir(&work).doing("creating", &work)?;
     let root: &Path = &package.fs();
     for name in xattr_names(root).doing("reading the attributes of", root)? {
-        if is_private(&name) {
+        if name.as_bytes().starts_with(OVERLAY.as_bytes()) {
             lremovexattr(root, &name).doing("removing an attribute of", root)?;
         }
     }

@@ -52,9 +52,6 @@ pub enum Error {
     #[error("the files of {0} are not in the store any more")]
     Missing(String),
 
-    #[error("{0} layers lie on each other, more than overlayfs takes; merge layers")]
-    TooDeep(usize),
-
     #[error("the overlay cannot be mounted: {source}{detail}")]
     Mount { source: io::Error, detail: String },
 

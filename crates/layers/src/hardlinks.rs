@@ -5,6 +5,7 @@
 //! But a frozen layer has no index. So before a freeze each indexed file gets all its names in the writable layer,
 //! by letting overlayfs copy the remaining ones up; then the names of a file are always in one layer.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
@@ -29,6 +30,10 @@ use crate::store::Store;
 const NLINK: &str = "trusted.overlay.nlink";
 const ORIGIN: &str = "trusted.overlay.origin";
 
+/// Bits of an inode number that overlayfs leaves alone: it needs one more than the logarithm of the number of
+/// different filesystems among the layers.
+const INODE_BITS: u64 = u64::MAX >> 8;
+
 /// A file of the index directory: a name of the copy in the writable layer.
 struct Indexed {
     /// Inode number in the writable layer.
@@ -40,24 +45,28 @@ struct Indexed {
 /// Gives every indexed file all its names in the writable layer. Costs nothing where no file with several names was
 /// written to.
 pub(crate) fn complete(mounted: &Mounted, store: &Store, base: &Base) -> Result<()> {
-    let incomplete = incomplete(&mounted.package.work())?;
-    if incomplete.is_empty() {
-        return Ok(());
+    let mut seen = HashSet::new();
+    loop {
+        // Copying names up may index more files: a path that leads to a file in one layer can lead to another
+        // one above it.
+        let mut todo = incomplete(&mounted.package.work())?;
+        todo.retain(|file| seen.insert(file.ino));
+        if todo.is_empty() {
+            return Ok(());
+        }
+        gather(&todo, mounted, store, base)?;
     }
+}
+
+fn gather(files: &[Indexed], mounted: &Mounted, store: &Store, base: &Base) -> Result<()> {
     let upper = mounted.package.fs();
     let mut above = vec![Arc::new(LinkTable::scan(&upper)?)];
-    let volume = &mounted.package.volume;
-    let layers = mounted
-        .chain
-        .iter()
-        .map(|name| volume.layer_path(*name))
-        .chain(base.layers.iter().cloned());
-    for layer in layers {
+    for layer in lowers(mounted, base) {
         let table = store.link_table(&layer)?;
-        for file in &incomplete {
+        for file in files {
             for name in names_of(file, &table, &upper) {
                 for path in visible(name, &above) {
-                    copy_up(mounted, &upper, &path, file.ino)?;
+                    copy_up(mounted, &upper, &path, file)?;
                 }
             }
         }
@@ -66,18 +75,21 @@ pub(crate) fn complete(mounted: &Mounted, store: &Store, base: &Base) -> Result<
     Ok(())
 }
 
+fn lowers(mounted: &Mounted, base: &Base) -> impl Iterator<Item = PathBuf> {
+    let volume = &mounted.package.volume;
+    mounted
+        .chain
+        .iter()
+        .map(|name| volume.layer_path(*name))
+        .chain(base.layers.iter().cloned())
+}
+
 /// Reads ahead what [`complete`] will need.
 pub(crate) fn prepare(mounted: &Mounted, store: &Store, base: &Base) -> Result<()> {
     if incomplete(&mounted.package.work())?.is_empty() {
         return Ok(());
     }
-    let volume = &mounted.package.volume;
-    for layer in mounted
-        .chain
-        .iter()
-        .map(|name| volume.layer_path(*name))
-        .chain(base.layers.iter().cloned())
-    {
+    for layer in lowers(mounted, base) {
         store.link_table(&layer)?;
     }
     Ok(())
@@ -178,8 +190,8 @@ fn visible(name: &Path, above: &[Arc<LinkTable>]) -> Vec<PathBuf> {
 
 /// Copies the name `path` up, if it is there and is not yet. Setting the times that the file has already is the
 /// smallest change that does it for every type of file.
-fn copy_up(mounted: &Mounted, upper: &Path, path: &Path, ino: u64) -> Result<()> {
-    if fs::symlink_metadata(upper.join(path)).is_ok_and(|metadata| metadata.ino() == ino) {
+fn copy_up(mounted: &Mounted, upper: &Path, path: &Path, file: &Indexed) -> Result<()> {
+    if fs::symlink_metadata(upper.join(path)).is_ok_and(|metadata| metadata.ino() == file.ino) {
         return Ok(());
     }
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
@@ -203,7 +215,10 @@ fn copy_up(mounted: &Mounted, upper: &Path, path: &Path, ino: u64) -> Result<()>
         Err(Errno::NOENT) => return Ok(()),
         Err(error) => return Err(error).doing("reading in the sandbox", path),
     };
-    if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+    let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    // An indexed file shows the inode number of the lower one, with the filesystem in the uppermost bits (xino).
+    let is_other = |origin| (stat.st_ino ^ origin) & INODE_BITS != 0;
+    if is_dir || file.origin.is_some_and(is_other) {
         return Ok(());
     }
     let times = Timestamps {

@@ -42,9 +42,16 @@ impl IdMap<'_> {
 pub(crate) struct View {
     root: OwnedFd,
     attached: Option<PathBuf>,
+    /// Host id that is the sandbox's 0.
+    first: u32,
 }
 
 impl View {
+    /// Who owns, on the host's side, what belongs to the sandbox's root.
+    pub(crate) fn owner(&self) -> u32 {
+        self.first
+    }
+
     pub(crate) fn root(&self) -> BorrowedFd<'_> {
         self.root.as_fd()
     }
@@ -94,10 +101,11 @@ impl Views {
             return Ok(view);
         }
         let view = Arc::new(match ids.userns {
-            Some(userns) => self.mapped(path, userns)?,
+            Some(userns) => self.mapped(path, userns, ids.first)?,
             None => View {
                 root: open_dir(path)?,
                 attached: None,
+                first: 0,
             },
         });
         known.retain(|_, view| view.strong_count() > 0);
@@ -105,7 +113,7 @@ impl Views {
         Ok(view)
     }
 
-    fn mapped(&self, path: &Path, userns: BorrowedFd<'_>) -> Result<View> {
+    fn mapped(&self, path: &Path, userns: BorrowedFd<'_>, first: u32) -> Result<View> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let mount = open_tree(CWD, path, flags).doing("cloning the mount of", path)?;
         let change = MountChange {
@@ -127,6 +135,7 @@ impl Views {
         let mut view = View {
             root: mount,
             attached: Some(target.clone()),
+            first,
         };
         view.root = open_dir(&target)?;
         Ok(view)

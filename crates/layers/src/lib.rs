@@ -10,6 +10,7 @@
 
 mod builder;
 mod changed;
+mod copy;
 mod error;
 mod features;
 mod hardlinks;
@@ -23,6 +24,8 @@ mod mounting;
 mod nodes;
 mod package;
 mod reaper;
+mod squash;
+mod stack;
 mod store;
 mod tree;
 mod volume;
@@ -31,7 +34,8 @@ pub use error::{Error, Result};
 pub use features::Features;
 pub use idmap::IdMap;
 pub use ids::{LayerId, VolumeId};
-pub use live::{Base, FileState, Freeze, Phases, Retired, Switched, Way};
+pub use live::{Base, FileState, Freeze, Phases, Retired, SquashJob, Switched, Way};
 pub use mask::{Mask, MaskEntry};
+pub use squash::Squashed;
 pub use store::{Store, StoreKind, StoreOptions, Usage};
 pub use volume::{Frozen, Top};

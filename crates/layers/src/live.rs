@@ -10,13 +10,15 @@ use crate::changed::{Baseline, Tick};
 use crate::error::{Context, Error, Result};
 use crate::hardlinks;
 use crate::idmap::{IdMap, View};
+use crate::ids::LayerId;
 use crate::mask::Mask;
 use crate::mounting;
 use crate::nodes::Metadata;
 use crate::package::Package;
+use crate::squash::{self, Squashed};
 use crate::store::{Store, conflicts};
 use crate::tree::LayerName;
-use crate::volume::{Frozen, Top};
+use crate::volume::{Frozen, Top, Volume};
 
 /// The read-only root a sandbox starts from.
 #[derive(Clone, Debug)]
@@ -87,6 +89,24 @@ struct Ready {
     next: Option<Mounted>,
     /// An overlay showing the given state.
     back: Option<(Frozen, Restored)>,
+}
+
+/// See [`FileState::squash_job`].
+#[derive(Debug)]
+pub struct SquashJob {
+    store: Store,
+    volume: Arc<Volume>,
+    top: Option<LayerId>,
+}
+
+impl SquashJob {
+    /// Merges layers where that is worth it; one job at a time per volume.
+    ///
+    /// # Errors
+    /// Failed system calls, `ENOSPC` among them. Nothing is lost then.
+    pub fn run(&self) -> Result<Squashed> {
+        squash::squash(&self.store, &self.volume, self.top)
+    }
 }
 
 /// The live file state of one sandbox.
@@ -350,6 +370,17 @@ impl FileState {
             self.baseline = Baseline::Unknown;
         }
         Ok(true)
+    }
+
+    /// The merging that keeps the live state's chain short, to be run on another thread. The next mount uses what it
+    /// makes.
+    pub fn squash_job(&self) -> SquashJob {
+        let Package { volume, parent, .. } = &self.live.package;
+        SquashJob {
+            store: self.store.clone(),
+            volume: Arc::clone(volume),
+            top: *parent,
+        }
     }
 
     fn builder(&self) -> Builder<'_> {

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use deltabox_sys::fsids::with_file_owner;
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string,
@@ -23,6 +24,9 @@ pub(crate) struct Parts<'a> {
     pub lowers: &'a [String],
     /// Directories of the base, uppermost first.
     pub base: &'a [BorrowedFd<'a>],
+    /// Who owns what overlayfs makes for itself (host id of the sandbox's 0). The mount's maker cannot: its own id has
+    /// no place in the layers' id mapping, and the overlay would come up read-only (`EOVERFLOW`).
+    pub owner: u32,
 }
 
 /// Mounts the parts and returns the detached mount. It goes away with the last descriptor, if it was not attached.
@@ -62,7 +66,7 @@ pub(crate) fn mount(parts: &Parts<'_>) -> Result<OwnedFd> {
             fsconfig_set_string(&context, key, value)?;
         }
         fsconfig_set_flag(&context, "volatile")?;
-        fsconfig_create(&context)?;
+        with_file_owner(parts.owner, || fsconfig_create(&context)).map_err(errno)??;
         fsmount(
             &context,
             FsMountFlags::FSMOUNT_CLOEXEC,
@@ -73,6 +77,10 @@ pub(crate) fn mount(parts: &Parts<'_>) -> Result<OwnedFd> {
         detail: detail(error, context.as_fd()),
         source: error.into(),
     })
+}
+
+fn errno(error: io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
 }
 
 fn plain(error: Errno) -> Error {

@@ -3,12 +3,13 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Gid, Mode, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat, lgetxattr,
-    llistxattr, lsetxattr, lstat, utimensat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Timespec, Timestamps, Uid, XattrFlags, chmodat, chownat,
+    fstat, lgetxattr, llistxattr, lsetxattr, lstat, openat, setxattr, utimensat,
 };
 use rustix::io::Errno;
 
@@ -24,9 +25,13 @@ pub(crate) const WHITEOUT: &str = "trusted.overlay.whiteout";
 
 pub(crate) type Xattr = (OsString, Vec<u8>);
 
-/// Whether an attribute belongs to overlayfs and not to the file.
+/// Whether an attribute belongs to overlayfs, or to the filesystem, and not to the file.
 pub(crate) fn is_private(name: &OsStr) -> bool {
     let bytes = name.as_bytes();
+    // How XFS shows an ACL to the privileged, beside the ACL itself.
+    if bytes.starts_with(b"trusted.SGI_ACL_") {
+        return true;
+    }
     bytes.starts_with(OVERLAY.as_bytes()) && !bytes.starts_with(ESCAPED.as_bytes())
 }
 
@@ -114,24 +119,33 @@ impl Metadata {
         }
     }
 
-    /// Gives all of it to the file `path`, which has no attributes of its own yet. Changes nothing that is already
-    /// as wanted, except the times.
+    /// Gives all of it to the file `path`, which has no attributes of its own yet. The last part of the path is never
+    /// followed if it is a symbolic link, also not when it becomes one meanwhile.
     pub(crate) fn apply(&self, path: &Path) -> Result<()> {
-        let stat = lstat(path).doing("reading", path)?;
-        let is_link = stat.st_mode & 0o170_000 == 0o120_000;
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = openat(CWD, path, flags, Mode::empty()).doing("opening", path)?;
+        let stat = fstat(&file).doing("reading", path)?;
+        let is_link = FileType::from_raw_mode(stat.st_mode) == FileType::Symlink;
         if (stat.st_uid, stat.st_gid) != (self.uid, self.gid) {
             let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-            chownat(CWD, path, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
+            chownat(&file, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)
                 .doing("changing the owner of", path)?;
         }
+        // Calls that know no empty path reach the file through its descriptor. A symbolic link cannot be reached so,
+        // but the calls that it allows do not follow it.
+        let pinned = PathBuf::from(format!("/proc/thread-self/fd/{}", file.as_raw_fd()));
         // After the owner, because a change of owner clears the set-id bits; before the attributes, because a
         // change of mode rewrites an ACL; and capabilities are an attribute that a change of owner clears.
         if !is_link {
-            chmodat(CWD, path, Mode::from_raw_mode(self.mode), AtFlags::empty())
+            chmodat(CWD, &pinned, Mode::from_raw_mode(self.mode), AtFlags::empty())
                 .doing("changing the mode of", path)?;
         }
         for (name, value) in &self.xattrs {
-            lsetxattr(path, name, value, XattrFlags::empty()).doing("setting an attribute of", path)?;
+            match is_link {
+                true => lsetxattr(path, name, value, XattrFlags::empty()),
+                false => setxattr(&pinned, name, value, XattrFlags::empty()),
+            }
+            .doing("setting an attribute of", path)?;
         }
         self.apply_times(path)
     }

@@ -1,5 +1,6 @@
 //! A volume: the directory that holds all layers of a lineage. On btrfs it is a subvolume.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
@@ -49,6 +50,8 @@ pub(crate) struct Volume {
     pub tree: Mutex<Tree>,
     /// Held while layers are merged, so that rubbish collection leaves drafts alone.
     pub squashing: Mutex<()>,
+    /// Entries in layers, as far as they were counted.
+    sizes: Mutex<HashMap<LayerName, u64>>,
 }
 
 impl Volume {
@@ -71,6 +74,7 @@ impl Volume {
             path,
             tree: Mutex::default(),
             squashing: Mutex::new(()),
+            sizes: Mutex::default(),
         })
     }
 
@@ -90,6 +94,7 @@ impl Volume {
             path,
             tree: Mutex::new(tree),
             squashing: Mutex::new(()),
+            sizes: Mutex::default(),
         })
     }
 
@@ -107,6 +112,7 @@ impl Volume {
             path,
             tree: Mutex::new(tree),
             squashing: Mutex::new(()),
+            sizes: Mutex::default(),
         })
     }
 
@@ -123,6 +129,23 @@ impl Volume {
     /// Path of a layer below the root of the store.
     pub(crate) fn layer_relative(&self, name: LayerName) -> String {
         format!("volumes/{}/layers/{name}", self.id)
+    }
+
+    /// How many entries a frozen layer has.
+    pub(crate) fn size(&self, name: LayerName) -> Result<u64> {
+        if let Some(size) = self.sizes.lock().expect("no panic while held").get(&name) {
+            return Ok(*size);
+        }
+        let size = count(&self.layer_path(name))?;
+        self.remember_size(name, size);
+        Ok(size)
+    }
+
+    pub(crate) fn remember_size(&self, name: LayerName, entries: u64) {
+        self.sizes
+            .lock()
+            .expect("no panic while held")
+            .insert(name, entries);
     }
 
     pub(crate) fn chain(&self, top: Option<LayerId>) -> Option<Vec<LayerName>> {
@@ -146,4 +169,16 @@ impl Volume {
         }
         Ok(None)
     }
+}
+
+fn count(dir: &Path) -> Result<u64> {
+    let mut entries = 0;
+    for entry in fs::read_dir(dir).doing("listing", dir)? {
+        let entry = entry.doing("listing", dir)?;
+        entries += 1;
+        if entry.file_type().doing("reading", entry.path())?.is_dir() {
+            entries += count(&entry.path())?;
+        }
+    }
+    Ok(entries)
 }

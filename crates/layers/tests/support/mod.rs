@@ -1,6 +1,10 @@
 //! What the tests share: a mount namespace of their own, a store in it, and a sandbox root to work in.
 #![allow(dead_code)]
 
+pub mod ops;
+pub mod rng;
+pub mod scan;
+
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
