@@ -26,7 +26,7 @@ def names():
 
 def build(name, out):
     libs = ["-lrt"]
-    cmd = [os.environ.get("CC", "gcc"), *CFLAGS, str(HERE / f"{name}.c"), "-o", str(out / name), *libs]
+    cmd = [os.environ.get("CC", "gcc"), *CFLAGS, str(HERE / f"{name}.c"), "-o", str(out / pathlib.Path(name).name), *libs]
     r = subprocess.run(cmd, capture_output=True, text=True)
     return r.returncode == 0, r.stderr
 

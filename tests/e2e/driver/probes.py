@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""Runs every probe through every scenario, in a real sandbox, and reports each combination that does not pass.
+
+Usage: probes.py [--scenario NAME]... [--jobs N] [--json FILE] [--list] [PROBE]...
+Names of probes may be patterns (sock_*). Exit status: 0 when everything passes or is refused as `expected.json`
+says, 1 otherwise.
+"""
+
+import argparse
+import collections
+import concurrent.futures
+import fnmatch
+import json
+import os
+import pathlib
+import re
+import sys
+import tempfile
+import time
+
+from dbx import Deltabox, Ended, Failed, Timeout
+import selftest
+
+EXPECTED = json.loads((pathlib.Path(__file__).parent / "expected.json").read_text())
+
+
+class Wrong(Exception):
+    """The state is not what it should be."""
+
+
+class Broken(Exception):
+    """The probe or this driver did not work."""
+
+
+class Skipped(Exception):
+    pass
+
+
+class Probe:
+    """A probe under a shell that outlives it, so that killing the probe does not end the command."""
+
+    def __init__(self, sandbox, name, directory):
+        self.sandbox = sandbox
+        sandbox.run("mkdir", "-p", directory)
+        self.talk = sandbox.talk("sh", "-c", f"echo WRAPPER $$; cd {directory}; /probes/{name}; echo EXIT $?; "
+                                             "exec sleep 1000000")
+        self.wrapper = self.talk.line().split()[1]
+        self.ready(self.talk.line(timeout=40))
+
+    @staticmethod
+    def ready(line):
+        if line.startswith("SKIP: "):
+            raise Skipped(line[6:])
+        if line != "READY":
+            raise Broken(f"instead of READY: {line}")
+
+    def command(self, letter, timeout=30):
+        self.talk.send(letter)
+        line = self.talk.line(timeout)
+        while line.startswith("EXIT "):  # of a probe killed before a rollback
+            line = self.talk.line(timeout)
+        return line
+
+    def check(self):
+        answer = self.command("c")
+        if answer != "PASS":
+            raise Wrong(answer)
+
+    def mutate(self):
+        """False when there is nothing to change."""
+        answer = self.command("m")
+        if not re.match("OK$|NOOP: |PARTIAL: ", answer):
+            raise Broken(f"m answers {answer}")
+        return not answer.startswith("NOOP")
+
+    def kill(self):
+        """Every process of the sandbox but the shell."""
+        self.sandbox.run("/probes/kill_all_but", self.wrapper)
+        self.talk.line_matching(lambda l: l.startswith("EXIT "))
+
+    def end(self):
+        try:
+            self.talk.send("q")
+            self.talk.line_matching(lambda l: l.startswith("EXIT "), 5)
+            self.sandbox.run("/probes/kill_all_but", "0", check=False)
+        except (Timeout, Ended):
+            pass
+        self.talk.kill()
+
+
+def go_on(start):
+    """checkpoint and go on"""
+    p = start()
+    p.sandbox.checkpoint()
+    p.check()
+    p.end()
+
+
+def often(start):
+    """twenty checkpoints, then go on"""
+    p = start()
+    for _ in range(20):
+        p.sandbox.checkpoint()
+    p.check()
+    p.end()
+
+
+def rollback(start):
+    """checkpoint, change everything, rollback"""
+    p = start()
+    a = p.sandbox.checkpoint()
+    p.mutate()
+    p.sandbox.rollback(a)
+    p.check()
+    p.end()
+
+
+def killed(start):
+    """checkpoint, kill -9 all its processes, rollback: made anew"""
+    p = start()
+    a = p.sandbox.checkpoint()
+    p.kill()
+    p.sandbox.rollback(a)
+    p.check()
+    p.end()
+
+
+def ten(start):
+    """ten rollbacks in a row, with changes between"""
+    p = start()
+    a = p.sandbox.checkpoint()
+    for i in range(10):
+        p.mutate()
+        p.sandbox.rollback(a)
+        try:
+            p.check()
+        except Wrong as e:
+            raise Wrong(f"round {i + 1}: {e}") from None
+    p.end()
+
+
+def branches(start):
+    """rollback across branches: A, changed to B, to A, to B, to A"""
+    p = start()
+    a = p.sandbox.checkpoint()
+    changed = p.mutate()
+    b = p.sandbox.checkpoint()
+    p.sandbox.rollback(a)
+    p.check()
+    p.sandbox.rollback(b)
+    answer = p.command("c")
+    if changed == (answer == "PASS"):
+        raise Wrong(f"in the changed state the check says {answer}")
+    p.sandbox.rollback(a)
+    p.check()
+    p.end()
+
+
+def kill_branches(start):
+    """killed processes made anew, changed, checkpointed, and back: restored on top of restored"""
+    p = start()
+    a = p.sandbox.checkpoint()
+    p.kill()
+    p.sandbox.rollback(a)
+    b = p.sandbox.checkpoint()
+    p.mutate()
+    p.sandbox.rollback(b)
+    p.check()
+    p.kill()
+    p.sandbox.rollback(a)
+    p.check()
+    p.end()
+
+
+def all_killed(start):
+    """no process at all is left, not even the command's; the probe is talked to through files"""
+    sandbox, name, directory = start.sandbox, start.name, start.directory
+    sandbox.run("mkdir", "-p", directory)
+    sandbox.detach("sh", "-c", f"cd {directory}; exec /probes/{name} --dir {directory}")
+
+    def answer(timeout=30):
+        end = time.monotonic() + timeout
+        while time.monotonic() < end:
+            text = sandbox.read(f"{directory}/out").strip()
+            if text:
+                return text
+            time.sleep(0.02)
+        raise Timeout("no answer in the file")
+
+    Probe.ready(answer())
+    sandbox.run("rm", f"{directory}/out")
+    a = sandbox.checkpoint()
+    sandbox.run("sh", "-c", "kill -9 -1", check=False)
+    sandbox.rollback(a)
+    sandbox.sh(f"printf c > {directory}/cmd.new; mv {directory}/cmd.new {directory}/cmd")
+    if (said := answer()) != "PASS":
+        raise Wrong(said)
+
+
+SCENARIOS = {f.__name__: f for f in (go_on, often, rollback, killed, ten, branches, kill_branches, all_killed)}
+
+
+class Start:
+    """Starts a probe afresh in its sandbox."""
+
+    def __init__(self, sandbox, name, directory):
+        self.sandbox, self.name, self.directory = sandbox, name, directory
+
+    def __call__(self):
+        return Probe(self.sandbox, self.name, self.directory)
+
+
+def attempt(scenario, start):
+    try:
+        SCENARIOS[scenario](start)
+        return "pass", ""
+    except Skipped as e:
+        return "skip", str(e)
+    except Wrong as e:
+        return "FAIL", str(e)
+    except Broken as e:
+        return "broken", str(e)
+    except Failed as e:
+        return ("refused" if e.code and "refuse" in e.text.lower() or "cannot be carried" in e.text else "error"), str(e)
+    except (Timeout, Ended) as e:
+        return ("hang" if isinstance(e, Timeout) else "ended"), str(e)
+
+
+def run_probe(box, binaries, name, scenarios):
+    results, sandbox, n = {}, None, 0
+    for scenario in scenarios:
+        try:
+            if sandbox is None:
+                n += 1
+                sandbox = box.sandbox(f"p{n}-{name.replace('_', '-')}"[:40])
+                sandbox.put([binaries / name, binaries / "kill_all_but"], "/probes")
+            results[scenario] = attempt(scenario, Start(sandbox, name, f"/work-{scenario}"))
+        except (Failed, Timeout) as e:
+            results[scenario] = ("error", f"before the scenario: {e}")
+        if sandbox and (results[scenario][0] not in ("pass", "skip") or scenario == "all_killed"):
+            try:
+                sandbox.remove()
+            except Timeout:
+                pass
+            sandbox = None
+        if results[scenario][0] == "skip":
+            for s in scenarios:
+                results.setdefault(s, results[scenario])
+            break
+    if sandbox:
+        sandbox.remove()
+    return results
+
+
+def expected(name, scenario, outcome, text):
+    for e in EXPECTED["refusals"]:
+        if fnmatch.fnmatch(name, e["probe"]) and fnmatch.fnmatch(scenario, e.get("scenario", "*")):
+            if outcome == e.get("outcome", "refused") and re.search(e["match"], text):
+                return e["why"]
+    return None
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scenario", action="append", choices=list(SCENARIOS))
+    parser.add_argument("--jobs", type=int, default=int(os.environ.get("PROBE_JOBS", "2")))
+    parser.add_argument("--json")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("probe", nargs="*", default=["*"])
+    args = parser.parse_args()
+    names = [n for n in selftest.names() if any(fnmatch.fnmatch(n, p) for p in args.probe)]
+    if args.list:
+        for n in names:
+            first = (selftest.HERE / f"{n}.c").read_text().split("*/")[0]
+            print(f"{n:28} {' '.join(first.replace('/*', '').replace(' *', ' ').split())}")
+        return 0
+    scenarios = args.scenario or os.environ.get("PROBE_SCENARIOS", "").split() or list(SCENARIOS)
+    binaries = pathlib.Path(os.environ.get("PROBE_BUILD_DIR", tempfile.gettempdir() + "/probes-build"))
+    errors = selftest.build_all(binaries, names)
+    ok, text = selftest.build("tools/kill_all_but", binaries)
+    if errors or not ok:
+        sys.exit("\n".join([text, *errors.values()]))
+    box = Deltabox()
+    started = time.monotonic()
+    table, surprises, foreseen = {}, [], []
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        futures = {pool.submit(run_probe, box, binaries, n, scenarios): n for n in names}
+        for f in concurrent.futures.as_completed(futures):
+            name = futures[f]
+            table[name] = f.result()
+            marks = " ".join(o if o != "pass" else "." for o, _ in table[name].values())
+            print(f"{name:28} {marks}", flush=True)
+            for scenario, (outcome, text) in table[name].items():
+                if outcome in ("pass", "skip"):
+                    continue
+                why = expected(name, scenario, outcome, text)
+                (foreseen if why else surprises).append((name, scenario, outcome, text, why))
+    if args.json:
+        pathlib.Path(args.json).write_text(json.dumps(table, indent=1))
+    kinds = ["pass", "FAIL", "refused", "hang", "ended", "error", "broken", "skip"]
+    print(f"\n{'scenario':16}" + "".join(f"{k:>9}" for k in kinds))
+    for s in scenarios:
+        count = collections.Counter(t[s][0] for t in table.values())
+        print(f"{s:16}" + "".join(f"{count[k]:9}" for k in kinds) + f"   {SCENARIOS[s].__doc__}")
+    whole = sum(all(o == "pass" for o, _ in t.values()) for t in table.values())
+    print(f"{whole} of {len(table)} probes pass everything; {time.monotonic() - started:.0f} s")
+    for title, rows in (("foreseen", foreseen), ("NOT PASSING", surprises)):
+        if rows:
+            print(f"\n{title}:")
+        for name, scenario, outcome, text, why in sorted(rows):
+            print(f"  {name:26} {scenario:13} {outcome:8} {text[:300]}" + (f"  [{why}]" if why else ""))
+    if surprises and (log := box.log()):
+        print("\nend of the daemon's log:\n" + "\n".join(log.splitlines()[-15:]))
+    return 1 if surprises else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
