@@ -52,6 +52,8 @@ pub(crate) enum Order {
         confine: bool,
     },
     SetLastPid(i32),
+    /// Kill every process of the PID namespace.
+    KillAll,
     Signal {
         pid: i32,
         group: bool,

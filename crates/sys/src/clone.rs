@@ -19,6 +19,9 @@ const NAMESPACES: u64 = (libc::CLONE_NEWUSER
     | libc::CLONE_NEWUTS
     | libc::CLONE_NEWCGROUP) as u64;
 
+/// `_NSIG` of the kernel.
+const SIGNAL_MAX: i32 = 64;
+
 const CLONE_PIDFD: u64 = 0x1000;
 const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -40,7 +43,9 @@ impl SingleThreaded {
             .find_map(|line| line.strip_prefix("Threads:"))
             .and_then(|count| count.trim().parse::<u32>().ok());
         match threads {
-            Some(1) => Ok(Self { _not_send: PhantomData }),
+            Some(1) => Ok(Self {
+                _not_send: PhantomData,
+            }),
             Some(_) => Err(io::Error::from_raw_os_error(libc::EBUSY)),
             None => Err(io::Error::from_raw_os_error(libc::EINVAL)),
         }
@@ -92,7 +97,11 @@ pub fn fork(_proof: &SingleThreaded, options: &ForkOptions<'_>) -> io::Result<Fo
         stack: 0,
         stack_size: 0,
         tls: 0,
-        set_tid: if options.pids.is_empty() { 0 } else { options.pids.as_ptr() as u64 },
+        set_tid: if options.pids.is_empty() {
+            0
+        } else {
+            options.pids.as_ptr() as u64
+        },
         set_tid_size: options.pids.len() as u64,
         cgroup: 0,
     };
@@ -103,15 +112,23 @@ pub fn fork(_proof: &SingleThreaded, options: &ForkOptions<'_>) -> io::Result<Fo
     // SAFETY: `args` is a valid clone_args whose pointers (pidfd, set_tid) outlive the call. Without CLONE_VM and
     // with no stack given the child runs on a copy of this stack in a copy of this memory, like fork(2). The proof
     // says that there is no other thread whose locks could be left held in the child.
-    let pid =
-        unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<linux_raw_sys::general::clone_args>()) };
+    let pid = unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw mut args,
+            size_of::<linux_raw_sys::general::clone_args>(),
+        )
+    };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Forked::Child),
         pid => {
             // SAFETY: the call succeeded with CLONE_PIDFD, so the kernel stored a new descriptor that we own.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Forked::Parent { pid: pid as i32, pidfd })
+            Ok(Forked::Parent {
+                pid: pid as i32,
+                pidfd,
+            })
         }
     }
 }
@@ -160,11 +177,21 @@ pub fn child_signal_fd() -> io::Result<OwnedFd> {
 
 /// Every signal to its default disposition and an empty mask, as a program expects to find them.
 pub fn reset_signals() -> io::Result<()> {
-    for signal in 1..=libc::SIGRTMAX() {
-        // KILL and STOP cannot be set; the C library keeps two of the real-time signals for itself and refuses them.
-        // SAFETY: SIG_DFL is a valid disposition for every signal.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    // Past the C library, which keeps two of the real-time signals for itself; a starter may have left even those
+    // ignored. All zeroes is SIG_DFL without flags in the kernel's own `struct sigaction`, whatever its layout.
+    let default = [0u64; 8];
+    for signal in 1..=SIGNAL_MAX {
+        // SAFETY: the kernel reads its `struct sigaction` (at most 64 bytes) from `default` and stores nothing. KILL
+        // and STOP are refused, which is ignored.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>())
+        };
     }
+    unblock_signals()
+}
+
+/// Empties the signal mask of this thread. A mask survives exec.
+pub fn unblock_signals() -> io::Result<()> {
     // SAFETY: a zeroed sigset_t is valid memory for sigemptyset, which initialises it.
     let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: `set` is a valid sigset_t.
@@ -176,16 +203,26 @@ pub fn reset_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Closes every descriptor from `first` upwards (`close_range`, Linux >= 5.9).
+/// Closes every descriptor from `first` upwards except those to be kept (`close_range`, Linux >= 5.9).
 ///
-/// For processes about to hand over to another program: descriptors owned by values of this program become invalid,
-/// so the caller must not use, or drop, any such value afterwards (call `execve` or `_exit`). Takes the proof so that
-/// no other thread can be using them.
-pub fn close_from(_proof: &SingleThreaded, first: u32) -> io::Result<()> {
-    // SAFETY: closing descriptors does not touch memory; the documented contract covers their owners.
-    let result = unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
+/// For processes that start, or are about to hand over to another program: descriptors owned by values of this
+/// program become invalid, so the caller must not use, or drop, any such value afterwards. Takes the proof so that no
+/// other thread can be using them.
+pub fn close_all_but(_proof: &SingleThreaded, first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd >= first).collect();
+    kept.sort_unstable();
+    kept.dedup();
+    let mut from = first;
+    for last in kept.iter().map(|fd| fd.checked_sub(1)).chain([Some(u32::MAX)]) {
+        if let Some(last) = last
+            && last >= from
+        {
+            // SAFETY: closing descriptors does not touch memory; the documented contract covers their owners.
+            if unsafe { libc::syscall(libc::SYS_close_range, from, last, 0) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        from = last.map_or(1, |last| last.saturating_add(2));
     }
     Ok(())
 }

@@ -6,8 +6,8 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::process::CommandExt;
 
 use deltabox_sys::clone::{
-    ForkOptions, Forked, SingleThreaded, close_from, close_from_on_exec, exit_now, fork, reset_signals,
-    send_signal,
+    ForkOptions, Forked, SingleThreaded, close_all_but, close_from_on_exec, exit_now, fork, reset_signals,
+    send_signal, unblock_signals,
 };
 use rustix::fs::{Mode, OFlags, fchmod, fchown, openat};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -189,6 +189,8 @@ fn prepare(
         become_likelier_victim(furniture, score).map_err(|e| (Step::OomScore, e))?;
     }
     setsid().map_err(at(Step::Session))?;
+    // Init blocks SIGCHLD for itself. Dispositions are the default ones since the spawner started.
+    unblock_signals().map_err(|e| (Step::Session, e))?;
     match terminal {
         Some(terminal) => {
             ioctl_tiocsctty(&terminal.slave).map_err(at(Step::Session))?;
@@ -279,7 +281,7 @@ fn confine(programs: &[BpfProgram]) -> std::io::Result<()> {
     Ok(())
 }
 
-/// `execvp` with the command's environment. The standard library also empties the signal mask and resets SIGPIPE.
+/// `execvp` with the command's environment.
 fn execute(command: &Command) -> std::io::Error {
     let os = |bytes: &Vec<u8>| OsString::from_vec(bytes.clone());
     let Some((program, arguments)) = command.argv.split_first() else {
@@ -319,7 +321,7 @@ fn resource_of(number: u32) -> Option<Resource> {
 /// A process to be filled from outside: no descriptors, default signals, stopped. With `confine` it also has a
 /// command's bounding set, no_new_privs and filters (a tracer can suspend those, PTRACE_O_SUSPEND_SECCOMP).
 pub(super) fn be_skeleton(proof: &SingleThreaded, confined: bool, programs: &[BpfProgram]) -> i32 {
-    if reset_signals().is_err() || close_from(proof, 0).is_err() {
+    if reset_signals().is_err() || close_all_but(proof, 0, &[]).is_err() {
         return 126;
     }
     if confined && (limit_bounding_set().is_err() || confine(programs).is_err()) {

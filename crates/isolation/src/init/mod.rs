@@ -167,6 +167,7 @@ impl Init {
             Order::Exec(command) => self.exec(id, &command, fds),
             Order::Skeleton { pid, confine } => self.skeleton(pid, confine),
             Order::SetLastPid(last) => self.set_last_pid(last).and(DONE),
+            Order::KillAll => kill_others().and(DONE),
             Order::Signal { pid, group, signal } => send_signal(pid, group, signal).and(DONE),
             Order::HoldZombie { pid, hold } => {
                 self.children.hold(pid, hold);
@@ -302,6 +303,15 @@ impl Init {
         rustix::io::pwrite(&furniture.last_pid, last.to_string().as_bytes(), 0)
             .inside("write ns_last_pid")?;
         Ok(())
+    }
+}
+
+/// Kills every process of the PID namespace but this one (man 2 kill, pid -1). One pass is enough: the kernel holds
+/// the lock that a fork needs to finish, and a fork with a fatal signal pending fails.
+fn kill_others() -> Result<(), Failure> {
+    match deltabox_sys::clone::send_signal(-1, libc::SIGKILL) {
+        Err(error) if error.raw_os_error() != Some(libc::ESRCH) => Err(error).inside("kill all processes"),
+        _ => Ok(()),
     }
 }
 

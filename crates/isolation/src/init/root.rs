@@ -1,9 +1,10 @@
 //! Attaching a root filesystem, and putting another in its place.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, chmodat, fstat, mkdirat, openat, openat2,
+    AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, chmodat, fstat, mkdirat, openat, openat2, statat,
+    unlinkat,
 };
 use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, UnmountFlags, move_mount, unmount};
@@ -205,16 +206,16 @@ fn make(root: &OwnedFd, path: &str, is_dir: bool) -> Result<OwnedFd, Failure> {
     find(root, path).inside(format!("look up /{path} in the root"))
 }
 
-/// /run/shm, where /dev/shm leads: a sticky directory open to everyone.
+/// /run/shm, where /dev/shm leads: a sticky directory open to everyone. Debian has a link there, back to /dev/shm.
 fn shared_memory_dir(root: &OwnedFd) -> Result<(), Failure> {
     let run = place(root, "run", true)?;
-    match mkdirat(run.as_fd(), "shm", Mode::from_raw_mode(0o1777)) {
-        Ok(()) => {
-            // The mask of this process took bits away.
-            chmodat(run.as_fd(), "shm", Mode::from_raw_mode(0o1777), AtFlags::empty())
-                .inside("open /run/shm to everyone")
-        }
-        Err(Errno::EXIST) => Ok(()),
-        Err(error) => Err(error).inside("make /run/shm in the root"),
+    match statat(&run, "shm", AtFlags::SYMLINK_NOFOLLOW) {
+        Ok(found) if FileType::from_raw_mode(found.st_mode).is_dir() => return Ok(()),
+        Ok(_) => unlinkat(&run, "shm", AtFlags::empty()).inside("replace /run/shm in the root")?,
+        Err(Errno::NOENT) => {}
+        Err(error) => return Err(error).inside("look at /run/shm in the root"),
     }
+    mkdirat(&run, "shm", Mode::from_raw_mode(0o1777)).inside("make /run/shm in the root")?;
+    // The mask of this process took bits away.
+    chmodat(&run, "shm", Mode::from_raw_mode(0o1777), AtFlags::empty()).inside("open /run/shm to everyone")
 }

@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use deltabox_sys::clone::{
-    ForkOptions, Forked, SingleThreaded, child_signal_fd, exit_now, fork, reset_signals,
+    ForkOptions, Forked, SingleThreaded, child_signal_fd, close_all_but, exit_now, fork, reset_signals,
 };
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{CWD, FileType, Mode, OFlags, chmodat, makedev, mkdirat, mknodat, open, symlinkat};
@@ -52,6 +52,9 @@ pub fn main() -> i32 {
         return 2;
     };
     let channel = Channel::from(socket);
+    if close_inherited(&channel).is_err() {
+        return 2;
+    }
     match set_up() {
         Ok(state) => {
             if channel.send(&SpawnerReply::Ready, &[]).is_err() {
@@ -65,6 +68,13 @@ pub fn main() -> i32 {
             1
         }
     }
+}
+
+/// What the owner's starter left open would keep pipes of others open for as long as this process lives. Nothing
+/// but the standard descriptors and the socket is in use yet.
+fn close_inherited(channel: &Channel) -> std::io::Result<()> {
+    let proof = SingleThreaded::prove()?;
+    close_all_but(&proof, 3, &[channel.as_fd()])
 }
 
 struct State {
@@ -125,7 +135,10 @@ fn build_scaffold() -> Result<(), Failure> {
     fchdir(&root).inside("enter the new root")?;
     pivot_root(".", ".").inside("switch to the new root")?;
     unmount(".", UnmountFlags::DETACH).inside("let go of the machine's root")?;
-    mount_remount("/", MountFlags::RDONLY, "").inside("make the new root read-only")?;
+    for shared in ["/dev", "/"] {
+        mount_remount(shared, MountFlags::RDONLY | MountFlags::NOSUID, "")
+            .inside("make the tree read-only")?;
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod commands;
 mod confinement;
+mod figures;
 mod lifecycle;
 mod limits;
 mod roots;

@@ -76,11 +76,9 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         drop(self.spawner.take());
-        if let Some(driver) = self.driver.take().and_then(Arc::into_inner) {
-            if driver.sweep().and_then(|()| driver.remove()).is_err() && !std::thread::panicking() {
-                panic!("cgroups are left");
-            }
-        }
+        let Some(driver) = self.driver.take().and_then(Arc::into_inner) else { return };
+        let removed = driver.sweep().and_then(|()| driver.remove());
+        assert!(removed.is_ok() || std::thread::panicking(), "cgroups are left: {removed:?}");
     }
 }
 

@@ -1,0 +1,84 @@
+//! Figures of a cell's life on this machine: printed (run with `--nocapture`), never judged.
+
+use std::time::{Duration, Instant};
+
+use deltabox_isolation::{ExitStatus, Limits, RootSpec};
+
+use crate::support::{World, root_for, run, start, wait_for};
+
+/// Prints median and 95th percentile.
+fn show(what: &str, mut times: Vec<Duration>) {
+    times.sort_unstable();
+    let at = |share: f64| times[((times.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+    println!(
+        "{what:<28} p50 {:>7.3} ms   p95 {:>7.3} ms   ({})",
+        at(0.5),
+        at(0.95),
+        times.len()
+    );
+}
+
+fn timed<T>(times: &mut Vec<Duration>, action: impl FnOnce() -> T) -> T {
+    let begun = Instant::now();
+    let result = action();
+    times.push(begun.elapsed());
+    result
+}
+
+#[test]
+fn figures() {
+    const ROUNDS: usize = 30;
+    let world = World::new();
+    let [
+        mut make,
+        mut attach,
+        mut first,
+        mut exec,
+        mut whole,
+        mut switch,
+        mut freeze,
+        mut destroy,
+    ] = std::array::from_fn(|_| Vec::new());
+    for _ in 0..ROUNDS {
+        let spec = world.spec(Limits::default());
+        let cell = timed(&mut make, || world.spawner().cell(&spec)).unwrap();
+        let root = root_for(cell.uid_base());
+        timed(&mut attach, || cell.attach_root(root, RootSpec::default())).unwrap();
+        timed(&mut first, || run(&cell, &["/bin/true"]));
+        let (started, _output) = timed(&mut exec, || start(&cell, &["/bin/true"]));
+        assert_eq!(wait_for(&cell, &started), ExitStatus::Code(0));
+        assert_eq!(timed(&mut whole, || run(&cell, &["/bin/echo", "x"])).text, "x\n");
+        let (_sleeper, _output) = start(&cell, &["/bin/sleep", "100"]);
+        timed(&mut freeze, || cell.cgroup().freeze(Duration::from_secs(5))).unwrap();
+        let next = root_for(cell.uid_base());
+        let old = timed(&mut switch, || cell.switch_root(next)).unwrap();
+        cell.cgroup().thaw().unwrap();
+        timed(&mut destroy, || cell.destroy()).unwrap();
+        drop(old);
+    }
+    show("make a cell", make);
+    show("attach_root", attach);
+    show("first command, to its end", first);
+    show("exec (until the program)", exec);
+    show("command, to its end", whole);
+    show("freeze", freeze);
+    show("switch_root", switch);
+    show("destroy", destroy);
+    let cells: Vec<_> = (0..20).map(|_| world.cell()).collect();
+    let (mut private, mut pss) = (0, 0);
+    for cell in &cells {
+        let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", cell.init_pid())).unwrap();
+        let field = |name: &str| -> u64 {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.trim().trim_end_matches(" kB").parse().unwrap()
+        };
+        private += field("Private_Clean:") + field("Private_Dirty:");
+        pss += field("Pss:");
+    }
+    println!(
+        "idle init, of {}: private {} KiB, PSS {} KiB",
+        cells.len(),
+        private / 20,
+        pss / 20
+    );
+}
