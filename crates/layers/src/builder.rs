@@ -180,7 +180,7 @@ impl Builder<'_> {
         let claim = self.store.claim(Claimed {
             volume: package.volume.id,
             layers: chain.clone(),
-            package: package.name(),
+            package: Some(package.name()),
         });
         let base: Vec<BorrowedFd<'_>> = self.base_views.iter().map(|view| view.root()).collect();
         let mount = mounting::mount(&Parts {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, lremovexattr, openat2, statat,
+    AtFlags, FileType, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, lremovexattr, openat2, statat,
     utimensat,
 };
 use rustix::io::Errno;
@@ -82,6 +82,18 @@ fn lowers(mounted: &Mounted, base: &Base) -> impl Iterator<Item = PathBuf> {
         .iter()
         .map(|name| volume.layer_path(*name))
         .chain(base.layers.iter().cloned())
+}
+
+/// How many names a file of a writable layer or a snapshot of one has: its entry in the index is none.
+pub(crate) fn names(path: &Path, stat: &Stat) -> u64 {
+    let links = stat.st_nlink;
+    if links < 2 {
+        return links;
+    }
+    let relative = xattr(path, OsStr::new(NLINK)).ok().flatten();
+    let relative = relative.and_then(|bytes| String::from_utf8(bytes).ok());
+    let difference = relative.and_then(|text| text.strip_prefix('U')?.parse::<i64>().ok());
+    links.saturating_add_signed(difference.unwrap_or(0))
 }
 
 /// Reads ahead what [`complete`] will need.

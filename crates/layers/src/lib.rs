@@ -11,6 +11,7 @@
 mod builder;
 mod changed;
 mod copy;
+mod diff;
 mod error;
 mod features;
 mod hardlinks;
@@ -28,8 +29,10 @@ mod squash;
 mod stack;
 mod store;
 mod tree;
+mod view;
 mod volume;
 
+pub use diff::{Change, ChangeKind, TEXT_BYTES_MAX, TextDiff};
 pub use error::{Error, Result};
 pub use features::Features;
 pub use idmap::IdMap;
@@ -38,4 +41,5 @@ pub use live::{Base, FileState, Freeze, Phases, Retired, SquashJob, Switched, Wa
 pub use mask::{Mask, MaskEntry};
 pub use squash::Squashed;
 pub use store::{Store, StoreKind, StoreOptions, Usage};
+pub use view::{Entry, EntryKind, FileView};
 pub use volume::{Frozen, Top};

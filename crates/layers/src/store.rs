@@ -97,7 +97,7 @@ impl Drop for Mounted {
 pub(crate) struct Claimed {
     pub volume: VolumeId,
     pub layers: Vec<LayerName>,
-    pub package: LayerName,
+    pub package: Option<LayerName>,
 }
 
 /// A claim lives as long as the mount may.

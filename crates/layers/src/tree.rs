@@ -126,6 +126,49 @@ impl Tree {
         self.plain.values().chain(self.merged.values().flatten()).copied()
     }
 
+    /// The chain of `top` without merged layers. `None` when one of them was removed.
+    pub(crate) fn plain_chain(&self, top: Option<LayerId>) -> Option<Vec<LayerName>> {
+        let mut chain = Vec::new();
+        let mut at = top;
+        while let Some(id) = at {
+            let name = *self.plain.get(&id)?;
+            chain.push(name);
+            at = name.below();
+        }
+        Some(chain)
+    }
+
+    /// The shortest list of directories that shows what `run`, a part of a plain chain, shows.
+    pub(crate) fn chain_of(&self, run: &[LayerName]) -> Vec<LayerName> {
+        let mut chain = Vec::new();
+        let mut at = 0;
+        while let Some(name) = run.get(at) {
+            // How many layers of the run a merged one covers, if it ends in it.
+            let covers = |merged: &LayerName| match merged.below() {
+                None => (run.last().and_then(|last| last.below()).is_none()).then_some(run.len() - at),
+                below => match run[at..].iter().position(|other| Some(other.id()) == below) {
+                    Some(count) => Some(count),
+                    None => (run.last().and_then(|last| last.below()) == below).then_some(run.len() - at),
+                },
+            };
+            let merged = self.merged.get(&name.id()).into_iter().flatten();
+            let best = merged
+                .filter_map(|merged| Some((covers(merged)?, *merged)))
+                .max_by_key(|(count, _)| *count);
+            match best {
+                Some((count, merged)) if count > 0 => {
+                    chain.push(merged);
+                    at += count;
+                }
+                _ => {
+                    chain.push(*name);
+                    at += 1;
+                }
+            }
+        }
+        chain
+    }
+
     /// The shortest chain of directories that shows what `top` shows, uppermost first. `None` when a layer of it is
     /// not there.
     pub(crate) fn chain(&self, top: Option<LayerId>) -> Option<Vec<LayerName>> {
@@ -212,6 +255,15 @@ mod tests {
             below: Some(id(1)),
         });
         assert_eq!(tree.chain(Some(id(8))).unwrap().len(), 2);
+        let plain = tree.plain_chain(Some(id(9))).unwrap();
+        assert_eq!(plain.len(), 9);
+        let ids =
+            |run: &[LayerName]| -> Vec<u64> { tree.chain_of(run).iter().map(|name| name.id().0).collect() };
+        assert_eq!(ids(&plain), [9, 21, 1]);
+        assert_eq!(ids(&plain[..8]), [9, 21]);
+        assert_eq!(ids(&plain[..7]), [9, 20, 4, 3]);
+        assert_eq!(ids(&plain[..4]), [9, 8, 7, 6]);
+        assert_eq!(ids(&plain[2..]), [7, 6, 5, 4, 3, 2, 1]);
         tree.remove(LayerName::Plain {
             id: id(3),
             parent: Some(id(2)),

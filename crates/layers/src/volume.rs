@@ -152,6 +152,15 @@ impl Volume {
         self.tree.lock().expect("no panic while held").chain(top)
     }
 
+    pub(crate) fn plain_chain(&self, top: Option<LayerId>) -> Option<Vec<LayerName>> {
+        self.tree.lock().expect("no panic while held").plain_chain(top)
+    }
+
+    /// See [`Tree::chain_of`].
+    pub(crate) fn chain_down_to(&self, run: &[LayerName]) -> Vec<LayerName> {
+        self.tree.lock().expect("no panic while held").chain_of(run)
+    }
+
     pub(crate) fn insert(&self, name: LayerName) {
         self.tree.lock().expect("no panic while held").insert(name);
     }

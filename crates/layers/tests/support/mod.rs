@@ -1,6 +1,7 @@
 //! What the tests share: a mount namespace of their own, a store in it, and a sandbox root to work in.
 #![allow(dead_code)]
 
+pub mod changes;
 pub mod ops;
 pub mod rng;
 pub mod scan;
