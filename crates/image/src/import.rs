@@ -31,8 +31,11 @@ pub struct ImportOptions {
     /// Makes device nodes instead of leaving them out with a warning. Only for images one made oneself, and
     /// for mounts with `nodev`: a device node in a layer is as usable as any other.
     pub keep_devices: bool,
-    /// Where pulled images are kept, as OCI layouts.
+    /// Where pulled images are kept, as one OCI layout; without it they are pulled anew each time.
     pub cache: Option<PathBuf>,
+    /// Who asks the registry.
+    #[cfg(feature = "registry")]
+    pub credentials: Option<crate::Credentials>,
 }
 
 impl Default for ImportOptions {
@@ -42,6 +45,8 @@ impl Default for ImportOptions {
             platform: Platform::host(),
             keep_devices: false,
             cache: None,
+            #[cfg(feature = "registry")]
+            credentials: None,
         }
     }
 }
@@ -174,17 +179,16 @@ fn open(
     budget: &mut Budget,
 ) -> Result<(Blobs, Resolved)> {
     let (path, name) = match source {
-        ImageSource::Local { path, name } => (path.clone(), name.as_deref()),
+        ImageSource::Local { path, name } => (path.clone(), name.clone()),
         #[cfg(feature = "registry")]
         ImageSource::Registry(reference) => {
             let cache = options
                 .cache
                 .clone()
                 .unwrap_or_else(|| staging.path.join("pulled"));
-            (
-                crate::registry::pull(reference, &cache, &options.platform, &options.limits)?,
-                None,
-            )
+            let credentials = options.credentials.as_ref();
+            crate::registry::pull(reference, &cache, &options.platform, &options.limits, credentials)?;
+            (cache, Some(reference.to_string()))
         }
         #[cfg(not(feature = "registry"))]
         ImageSource::Registry(reference) => {
@@ -194,7 +198,7 @@ fn open(
         }
     };
     let blobs = Blobs::open(&path, &staging.path, budget)?;
-    let image = oci::resolve(&blobs, name, &options.platform, &options.limits)?;
+    let image = oci::resolve(&blobs, name.as_deref(), &options.platform, &options.limits)?;
     Ok((blobs, image))
 }
 

@@ -24,6 +24,8 @@ mod flatten;
 mod import;
 mod limits;
 mod oci;
+#[cfg(feature = "registry")]
+mod registry;
 mod root;
 mod source;
 mod staging;
@@ -40,5 +42,7 @@ pub use export::{ExportOptions, Exported, export, export_rootfs, export_to};
 pub use import::{ImportOptions, ImportedImage, import, import_flat};
 pub use limits::Limits;
 pub use oci::{ImageConfig, Platform};
+#[cfg(feature = "registry")]
+pub use registry::Credentials;
 pub use source::{ImageSource, Reference};
 pub use walk::{Walk, walk};

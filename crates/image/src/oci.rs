@@ -34,7 +34,7 @@ impl Platform {
         }
     }
 
-    fn matches(&self, architecture: &str, os: &str) -> bool {
+    pub(crate) fn matches(&self, architecture: &str, os: &str) -> bool {
         // Images made by hand often leave these empty.
         (architecture.is_empty() || architecture == self.architecture) && (os.is_empty() || os == self.os)
     }
@@ -69,7 +69,9 @@ pub(crate) const MEDIA_CONFIG: &str = "application/vnd.oci.image.config.v1+json"
 pub(crate) const MEDIA_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 pub(crate) const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const DOCKER_NAME: &str = "io.containerd.image.name";
-const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+#[cfg(feature = "registry")]
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -520,7 +522,7 @@ fn descriptor_names(descriptor: &Descriptor) -> impl Iterator<Item = &str> {
 }
 
 /// Build tools list what they attest about an image beside it, as an image for no platform.
-fn is_attestation(descriptor: &Descriptor) -> bool {
+pub(crate) fn is_attestation(descriptor: &Descriptor) -> bool {
     let unknown = descriptor.platform.as_ref().is_some_and(|p| p.os == "unknown");
     let marked = descriptor
         .annotations
@@ -535,7 +537,7 @@ fn same_name(stored: &str, wanted: &str) -> bool {
     stored == wanted || full(stored).is_some_and(|stored| full(wanted) == Some(stored))
 }
 
-fn list(items: impl Iterator<Item = String>) -> String {
+pub(crate) fn list(items: impl Iterator<Item = String>) -> String {
     let mut items: Vec<String> = items.map(|i| one_line(&i)).collect();
     items.dedup();
     if items.is_empty() {
