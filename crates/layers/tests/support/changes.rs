@@ -61,7 +61,7 @@ fn rebuild(changes: &[Change], before: &Nodes, after: &Nodes, problems: &mut Vec
                 tree.insert(to, node.clone());
             }
             for inner in changes.iter().filter(|inner| inner.path != change.path) {
-                if inner.path.starts_with(&change.path) && replaces_directory(inner) {
+                if inner.path.starts_with(&change.path) && removes(inner) {
                     remove(&mut tree, &inner.path);
                 }
             }
@@ -76,13 +76,13 @@ fn rebuild(changes: &[Change], before: &Nodes, after: &Nodes, problems: &mut Vec
     tree
 }
 
-fn replaces_directory(change: &Change) -> bool {
+fn removes(change: &Change) -> bool {
     let is_dir = |entry: &Option<Entry>| {
         entry
             .as_ref()
             .is_some_and(|entry| entry.kind == EntryKind::Directory)
     };
-    is_dir(&change.before) && !is_dir(&change.after)
+    change.kind == ChangeKind::Deleted || (is_dir(&change.before) && !is_dir(&change.after))
 }
 
 fn moved_parent(changes: &[Change], path: &Path) -> bool {
