@@ -54,6 +54,8 @@ pub(crate) enum Order {
     SetLastPid(i32),
     /// Kill every process of the PID namespace.
     KillAll,
+    /// How many children are left, apart from held zombies.
+    CountChildren,
     Signal {
         pid: i32,
         group: bool,
@@ -94,6 +96,7 @@ pub(crate) struct Reply {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Answer {
     Done,
+    Children(usize),
     /// Descriptors: pidfd, then the pty's master if one was asked for.
     Started {
         pid: i32,

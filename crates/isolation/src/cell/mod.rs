@@ -7,7 +7,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, fstatfs, open};
 use rustix::process::{Signal, pidfd_send_signal};
@@ -354,10 +354,22 @@ impl Cell {
         }
     }
 
-    /// Kills every process but init, frozen ones too, and waits until they are gone.
+    /// Kills every process but init, frozen ones too, and waits until they are gone and collected.
     pub fn kill_all(&self) -> Result<()> {
         self.ask(Order::KillAll, &[], "kill the sandbox's processes")?;
-        self.cgroup.wait_empty(KILL_WAIT)
+        self.cgroup.wait_empty(KILL_WAIT)?;
+        // A process leaves its cgroup a moment before it can be collected, and counts against limits until then.
+        let end = Instant::now() + KILL_WAIT;
+        while Instant::now() < end {
+            if let (Answer::Children(0), _) = self.ask(Order::CountChildren, &[], "collect dead processes")? {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Err(Error::Left {
+            what: format!("a killed process of {}", self.id),
+            seconds: KILL_WAIT.as_secs(),
+        })
     }
 
     /// Ends the cell. Afterwards no process, mount, cgroup or namespace of it is left, except what descriptors held

@@ -15,6 +15,9 @@ use crate::files;
 
 const CONTROLLERS: [&str; 3] = ["memory", "pids", "cpu"];
 
+/// How deep below a v1 hierarchy's top an owner may have been.
+const SWEEP_DEPTH_MAX: u32 = 8;
+
 /// Who holds a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Place {
@@ -86,6 +89,8 @@ pub struct CgroupDriver {
     v1: Vec<(Vec<&'static str>, OwnedFd)>,
     /// Directories that hold the state's directories, to remove those at the end.
     bases: Vec<OwnedFd>,
+    /// Where v1 hierarchies are mounted.
+    v1_mounts: Vec<PathBuf>,
 }
 
 impl CgroupDriver {
@@ -141,12 +146,18 @@ impl CgroupDriver {
             pids: next(),
             cpu: next(),
         };
+        let v1_mounts = mounts
+            .into_iter()
+            .filter(|m| m.controllers.is_some())
+            .map(|m| m.mount_point)
+            .collect();
         Ok(Self {
             features,
             state_dir,
             v2,
             v1,
             bases,
+            v1_mounts,
         })
     }
 
@@ -211,12 +222,40 @@ impl CgroupDriver {
         })
     }
 
-    /// Kills what a dead owner of the same state left and removes its cgroups. To be called before the first cell.
+    /// Kills what a dead owner of the same state left and removes its cgroups, also where that owner was in another
+    /// v1 cgroup than this one. To be called before the first cell.
     pub fn sweep(&self) -> Result<()> {
         let end = Instant::now() + VANISH_WAIT;
-        for dir in std::iter::once(&self.v2).chain(self.v1.iter().map(|(_, dir)| dir)) {
+        let current: Vec<&OwnedFd> = std::iter::once(&self.v2)
+            .chain(self.v1.iter().map(|(_, dir)| dir))
+            .collect();
+        for dir in &current {
             kill_below(dir);
             for name in children(dir)? {
+                remove_tree(dir, &name, end)?;
+            }
+        }
+        let current: Vec<(u64, u64)> = current.into_iter().map(identity).collect::<Result<_>>()?;
+        for mount in &self.v1_mounts {
+            // A hierarchy that cannot be listed holds nothing that this owner could have made.
+            let Ok(top) = open_path(mount) else { continue };
+            self.sweep_elsewhere(&top, &current, SWEEP_DEPTH_MAX, end)?;
+        }
+        Ok(())
+    }
+
+    fn sweep_elsewhere(&self, dir: &OwnedFd, current: &[(u64, u64)], depth: u32, end: Instant) -> Result<()> {
+        for name in children(dir).unwrap_or_default() {
+            // Cgroups of others come and go meanwhile.
+            let Ok(child) = files::open_dir(dir, &name) else {
+                continue;
+            };
+            if name != self.state_dir {
+                if depth > 0 {
+                    self.sweep_elsewhere(&child, current, depth - 1, end)?;
+                }
+            } else if !current.contains(&identity(&child)?) {
+                kill_below(&child);
                 remove_tree(dir, &name, end)?;
             }
         }
@@ -231,6 +270,12 @@ impl CgroupDriver {
         }
         Ok(())
     }
+}
+
+/// Device and inode.
+fn identity(dir: &OwnedFd) -> Result<(u64, u64)> {
+    let stat = rustix::fs::fstat(dir).context("look at a cgroup")?;
+    Ok((stat.st_dev, stat.st_ino))
 }
 
 /// Opens the cgroup below which cells can live in the v2 hierarchy: the root that this process sees. Without a

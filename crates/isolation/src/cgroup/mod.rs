@@ -165,10 +165,6 @@ impl Cgroup {
         // Absent without swap accounting; then there is nothing to bound.
         let swap = if bytes.is_some() { "0" } else { "max" };
         optional(files::write(&self.run, "memory.swap.max", swap)).context("limit swap")?;
-        if bytes.is_some() {
-            optional(files::write(&self.run, "memory.oom.group", "0"))
-                .context("set the unit of out-of-memory kills")?;
-        }
         Ok(())
     }
 

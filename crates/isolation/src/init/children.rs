@@ -74,23 +74,33 @@ impl Children {
         while rustix::io::read(signals, &mut record).is_ok() {}
     }
 
-    /// Collects every child that has ended, except the held ones.
-    pub(super) fn reap(&mut self) {
-        if self.held.is_empty() {
+    /// Collects every child that has ended, except the held ones and those in `keep`.
+    pub(super) fn reap(&mut self, proc: Option<&OwnedFd>, keep: &[i32]) {
+        if self.held.is_empty() && keep.is_empty() {
             while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {
                 self.note(pid, status);
             }
             return;
         }
-        // Waiting for any child would take the held zombies too, so the others are asked one by one.
-        for pid in list_children() {
-            if self.held.contains(&pid.as_raw_nonzero().get()) {
+        // Waiting for any child would take those too, so the others are asked one by one.
+        for pid in proc.map(list_children).unwrap_or_default() {
+            let number = pid.as_raw_nonzero().get();
+            if self.held.contains(&number) || keep.contains(&number) {
                 continue;
             }
             if let Ok(Some((pid, status))) = waitpid(Some(pid), WaitOptions::NOHANG) {
                 self.note(pid, status);
             }
         }
+    }
+
+    /// How many children there are, dead or alive, apart from the held ones.
+    pub(super) fn count(&self, proc: Option<&OwnedFd>) -> usize {
+        let children = proc.map(list_children).unwrap_or_default();
+        children
+            .iter()
+            .filter(|pid| !self.held.contains(&pid.as_raw_nonzero().get()))
+            .count()
     }
 
     fn note(&mut self, pid: Pid, status: WaitStatus) {
@@ -132,10 +142,9 @@ impl Children {
     }
 }
 
-/// The children of this process (CONFIG_PROC_CHILDREN). The procfs is the spawner's or, later, the cell's own; both
-/// know this process as `self`.
-fn list_children() -> Vec<Pid> {
-    let list = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+/// The children of this process (CONFIG_PROC_CHILDREN), from the cell's own procfs.
+fn list_children(proc: &OwnedFd) -> Vec<Pid> {
+    let list = crate::files::read(proc, "thread-self/children").unwrap_or_default();
     list.split_whitespace()
         .filter_map(|pid| Pid::from_raw(pid.parse().ok()?))
         .collect()

@@ -21,12 +21,12 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, Gid, Uid, remove_capability_from_bounding_set, set_capabilities,
     set_no_new_privs, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
-use seccompiler::BpfProgram;
 
 use super::Init;
 use super::furniture::Furniture;
 use crate::error::{Context, Failure};
 use crate::protocol::{Command, Step};
+use crate::seccomp::Filter;
 
 /// What the sandbox's root may do, within its own namespaces: to files of its range of identities, to become other
 /// users of the range, to signal them, and to bind low ports. Nothing over mounts, devices, networks, other
@@ -216,7 +216,7 @@ fn prepare(
     take_identity(command).map_err(at(Step::Credentials))?;
     rustix::process::chdir(command.cwd.as_slice()).map_err(at(Step::WorkingDirectory))?;
     close_from_on_exec(3).map_err(|e| (Step::Descriptors, e))?;
-    confine(&init.programs).map_err(|e| (Step::Seccomp, e))
+    confine(&init.filter).map_err(|e| (Step::Seccomp, e))
 }
 
 /// Raises the own `oom_score_adj`. An undumpable process may not open the file, so it is dumpable for a moment. That
@@ -273,12 +273,9 @@ fn take_identity(command: &Command) -> rustix::io::Result<()> {
 }
 
 /// The point of no return: after this only exec is left.
-fn confine(programs: &[BpfProgram]) -> std::io::Result<()> {
+fn confine(filter: &Filter) -> std::io::Result<()> {
     set_no_new_privs(true)?;
-    for program in programs {
-        seccompiler::apply_filter(program).map_err(std::io::Error::other)?;
-    }
-    Ok(())
+    filter.install()
 }
 
 /// `execvp` with the command's environment.
@@ -320,11 +317,11 @@ fn resource_of(number: u32) -> Option<Resource> {
 
 /// A process to be filled from outside: no descriptors, default signals, stopped. With `confine` it also has a
 /// command's bounding set, no_new_privs and filters (a tracer can suspend those, PTRACE_O_SUSPEND_SECCOMP).
-pub(super) fn be_skeleton(proof: &SingleThreaded, confined: bool, programs: &[BpfProgram]) -> i32 {
+pub(super) fn be_skeleton(proof: &SingleThreaded, confined: bool, filter: &Filter) -> i32 {
     if reset_signals().is_err() || close_all_but(proof, 0, &[]).is_err() {
         return 126;
     }
-    if confined && (limit_bounding_set().is_err() || confine(programs).is_err()) {
+    if confined && (limit_bounding_set().is_err() || confine(filter).is_err()) {
         return 126;
     }
     let own = getpid().as_raw_nonzero().get();

@@ -18,10 +18,10 @@ use rustix::process::{
     DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal, setsid,
 };
 use rustix::thread::{Gid, Uid, UnshareFlags, set_thread_groups, set_thread_res_gid, set_thread_res_uid};
-use seccompiler::BpfProgram;
 
 use crate::error::{Context, Failure};
 use crate::protocol::{Answer, Order, Reply, Request, Step};
+use crate::seccomp::Filter;
 use crate::wire::Channel;
 use children::Children;
 use command::{StartReport, Starting};
@@ -34,7 +34,7 @@ pub(crate) fn main(
     requests: Channel,
     events: Channel,
     run: OwnedFd,
-    programs: Vec<BpfProgram>,
+    filter: Filter,
     oom_score_adj: Option<i32>,
 ) -> i32 {
     let Ok(signals) = child_signal_fd() else {
@@ -46,7 +46,7 @@ pub(crate) fn main(
         signals,
         children: Children::new(events),
         run,
-        programs,
+        filter,
         oom_score_adj,
         furniture: None,
         root: Root::default(),
@@ -61,7 +61,7 @@ pub(crate) struct Init {
     signals: OwnedFd,
     children: Children,
     run: OwnedFd,
-    programs: Vec<BpfProgram>,
+    filter: Filter,
     oom_score_adj: Option<i32>,
     furniture: Option<Furniture>,
     root: Root,
@@ -111,9 +111,11 @@ impl Init {
                 }
             }
             // A start that is not reported yet must not be reaped: its report would name a PID that may be reused.
-            if self.starting.is_empty() {
-                self.children.reap();
-            }
+            let unreported: Vec<i32> = self.starting.iter().map(|starting| starting.pid).collect();
+            self.children.reap(
+                self.furniture.as_ref().map(|furniture| &furniture.proc),
+                &unreported,
+            );
             self.children.flush();
         }
     }
@@ -168,6 +170,11 @@ impl Init {
             Order::Skeleton { pid, confine } => self.skeleton(pid, confine),
             Order::SetLastPid(last) => self.set_last_pid(last).and(DONE),
             Order::KillAll => kill_others().and(DONE),
+            Order::CountChildren => {
+                let proc = self.furniture.as_ref().map(|furniture| &furniture.proc);
+                self.children.reap(proc, &[]);
+                Ok(Some((Answer::Children(self.children.count(proc)), Vec::new())))
+            }
             Order::Signal { pid, group, signal } => send_signal(pid, group, signal).and(DONE),
             Order::HoldZombie { pid, hold } => {
                 self.children.hold(pid, hold);
@@ -276,7 +283,7 @@ impl Init {
             pids: &pids,
         };
         match fork(&self.proof, &options) {
-            Ok(Forked::Child) => exit_now(command::be_skeleton(&self.proof, confine, &self.programs)),
+            Ok(Forked::Child) => exit_now(command::be_skeleton(&self.proof, confine, &self.filter)),
             Ok(Forked::Parent { pid, pidfd }) => {
                 let start = self.children.next_start();
                 self.children.started(pid, start);

@@ -21,7 +21,7 @@ use rustix::process::{DumpableBehavior, WaitOptions, fchdir, pivot_root, set_dum
 use crate::error::{Context, Failure};
 use crate::init;
 use crate::protocol::{SpawnerReply, SpawnerRequest};
-use crate::seccomp::Profile;
+use crate::seccomp::{Filter, Profile};
 use crate::wire::Channel;
 
 /// Device nodes that programs expect: name, major, minor (Documentation/admin-guide/devices.txt).
@@ -80,7 +80,7 @@ fn close_inherited(channel: &Channel) -> std::io::Result<()> {
 struct State {
     proof: SingleThreaded,
     children: OwnedFd,
-    programs: Vec<seccompiler::BpfProgram>,
+    filter: Filter,
 }
 
 fn set_up() -> Result<State, Failure> {
@@ -89,7 +89,7 @@ fn set_up() -> Result<State, Failure> {
     let proof = SingleThreaded::prove().inside("start the spawner with a single thread")?;
     reset_signals().inside("reset signals")?;
     set_dumpable_behavior(DumpableBehavior::NotDumpable).inside("become undumpable")?;
-    let programs = Profile::shipped()
+    let filter = Profile::shipped()
         .and_then(|profile| profile.compile())
         .map_err(|error| Failure {
             what: error.to_string(),
@@ -100,7 +100,7 @@ fn set_up() -> Result<State, Failure> {
     Ok(State {
         proof,
         children,
-        programs,
+        filter,
     })
 }
 
@@ -222,17 +222,11 @@ fn serve(state: State, channel: Channel) -> i32 {
                         let State {
                             proof,
                             children,
-                            programs,
+                            filter,
                         } = state;
                         drop(children);
-                        let status = init::main(
-                            proof,
-                            requests.into(),
-                            events.into(),
-                            run,
-                            programs,
-                            oom_score_adj,
-                        );
+                        let status =
+                            init::main(proof, requests.into(), events.into(), run, filter, oom_score_adj);
                         exit_now(status);
                     }
                     Ok(Some((pid, pidfd))) => {

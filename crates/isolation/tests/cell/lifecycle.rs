@@ -278,3 +278,35 @@ fn clocks_can_be_shifted_before_the_first_command() {
             .is_ok()
     );
 }
+
+#[test]
+fn the_sweep_finds_what_an_owner_in_another_cgroup_left() {
+    let world = World::new();
+    let Some(top) = ["/sys/fs/cgroup/pids", "/sys/fs/cgroup/memory"]
+        .iter()
+        .find(|p| std::path::Path::new(p).exists())
+    else {
+        // Without v1 hierarchies there is one place only.
+        assert!(std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists());
+        return;
+    };
+    let elsewhere = std::path::Path::new(top).join(format!("elsewhere-{}", world.state));
+    let left = elsewhere.join(format!("deltabox-{}", world.state)).join("cell-1");
+    std::fs::create_dir_all(&left).unwrap();
+    let mut process = Command::new("sleep").arg("100").spawn().unwrap();
+    std::fs::write(left.join("cgroup.procs"), process.id().to_string()).unwrap();
+    world.driver.as_ref().unwrap().sweep().unwrap();
+    assert!(!process.wait().unwrap().success());
+    assert_eq!(
+        std::fs::read_dir(&elsewhere)
+            .unwrap()
+            .flatten()
+            .filter(|e| e.path().is_dir())
+            .count(),
+        0
+    );
+    std::fs::remove_dir(&elsewhere).unwrap();
+    // Its own cgroups are still usable.
+    let cell = world.cell();
+    assert_eq!(sh(&cell, "echo on"), "on");
+}

@@ -190,3 +190,29 @@ fn frozen_processes_stand_still_and_init_does_not() {
     cell.cgroup().thaw().unwrap();
     assert_eq!(sh(&cell, "echo on"), "on");
 }
+
+#[test]
+fn a_start_held_up_by_a_freeze_does_not_stop_init() {
+    let world = World::new();
+    let cell = world.cell();
+    let (before, _output) = start(&cell, &["sleep", "100"]);
+    let (orphaning, _output) = start(&cell, &["sh", "-c", "sleep 100"]);
+    cell.cgroup().freeze(Duration::from_secs(5)).unwrap();
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| cell.exec(spec(&["true"], piped().0)));
+        eventually("it is born frozen", || cell.cgroup().procs().unwrap().len() >= 3);
+        // Others that end meanwhile are collected and reported.
+        rustix::process::pidfd_send_signal(&before.pidfd, rustix::process::Signal::KILL).unwrap();
+        assert_eq!(
+            wait_for(&cell, &before),
+            ExitStatus::Signal {
+                signal: libc::SIGKILL,
+                core: false
+            }
+        );
+        cell.cgroup().thaw().unwrap();
+        let late = late.join().unwrap().unwrap();
+        assert_eq!(wait_for(&cell, &late), ExitStatus::Code(0));
+    });
+    drop(orphaning);
+}

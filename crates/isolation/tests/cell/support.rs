@@ -76,9 +76,14 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         drop(self.spawner.take());
-        let Some(driver) = self.driver.take().and_then(Arc::into_inner) else { return };
+        let Some(driver) = self.driver.take().and_then(Arc::into_inner) else {
+            return;
+        };
         let removed = driver.sweep().and_then(|()| driver.remove());
-        assert!(removed.is_ok() || std::thread::panicking(), "cgroups are left: {removed:?}");
+        assert!(
+            removed.is_ok() || std::thread::panicking(),
+            "cgroups are left: {removed:?}"
+        );
     }
 }
 

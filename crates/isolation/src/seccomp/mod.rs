@@ -1,20 +1,20 @@
-//! The seccomp profile: data (`profiles/default.json`) compiled to filter programs.
-//!
-//! One program per outcome, because a program knows one outcome besides its default: one admits the named calls and
-//! gives the default error to all others; one per refusing error number looks for that refusal. All are installed;
-//! the kernel takes the strictest result, and keeps a bitmap of the calls that all programs admit without looking at
-//! arguments, so those cost nothing (Linux >= 5.11).
+//! The seccomp profile: data (`profiles/default.json`) compiled to one filter program.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod numbers;
+mod program;
 
-use seccompiler::{BpfProgram, TargetArch};
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
 use crate::error::{Error, Result};
+use numbers::number_of;
+use program::{Outcome, Refusal, Test};
+
+pub use program::Filter;
 
 /// The profile that commands get.
-const DEFAULT: &str = include_str!("../profiles/default.json");
+const DEFAULT: &str = include_str!("../../profiles/default.json");
 
 /// Refusals that a profile may use.
 const ERRORS: [(&str, i32); 6] = [
@@ -104,41 +104,29 @@ impl Profile {
         Ok(profile)
     }
 
-    /// The filter programs, to be installed in this order.
-    pub fn compile(&self) -> Result<Vec<BpfProgram>> {
-        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|_| {
-            Error::Profile(format!("no filters for the {} processor", std::env::consts::ARCH))
-        })?;
-        let names: BTreeSet<&String> = self.rules.iter().flat_map(|rule| &rule.syscalls).collect();
-        let admitted: Vec<Value> = names.iter().map(|name| json!({ "syscall": name })).collect();
-        let mut programs: BTreeMap<String, Value> = BTreeMap::new();
-        programs.insert(
-            "0-known".into(),
-            json!({
-                "mismatch_action": { "errno": error_number(&self.default.action)? },
-                "match_action": "allow",
-                "filter": admitted,
-            }),
-        );
-        for (error, errno) in ERRORS {
-            let refused: Vec<Value> = self
-                .rules
-                .iter()
-                .filter(|rule| rule.action == error)
-                .flat_map(Rule::to_filter)
-                .collect();
-            if !refused.is_empty() {
-                programs.insert(
-                    format!("1-{error}"),
-                    json!({ "mismatch_action": "allow", "match_action": { "errno": errno }, "filter": refused }),
-                );
+    /// The filter program. Refuses names that are not system calls of this processor.
+    pub fn compile(&self) -> Result<Filter> {
+        let mut calls: BTreeMap<u32, Outcome> = BTreeMap::new();
+        for rule in &self.rules {
+            for name in &rule.syscalls {
+                let number = number_of(name)
+                    .ok_or_else(|| Error::Profile(format!("there is no system call {name}")))?;
+                let outcome = calls.entry(number).or_default();
+                match (&rule.when, rule.action.as_str()) {
+                    (_, "allow") => outcome.known = true,
+                    (when, error) => {
+                        let errno = error_number(error)?;
+                        let alternatives = when.clone().unwrap_or_else(|| vec![Vec::new()]);
+                        outcome.known = true;
+                        outcome.refusals.extend(alternatives.iter().map(|all| Refusal {
+                            tests: all.iter().map(Condition::to_test).collect(),
+                            errno,
+                        }));
+                    }
+                }
             }
         }
-        let text = serde_json::to_vec(&programs).map_err(|e| Error::Profile(e.to_string()))?;
-        let compiled = seccompiler::compile_from_json(text.as_slice(), arch)
-            .map_err(|e| Error::Profile(e.to_string()))?;
-        let sorted: BTreeMap<String, BpfProgram> = compiled.into_iter().collect();
-        Ok(sorted.into_values().collect())
+        program::build(&calls, error_number(&self.default.action)?)
     }
 }
 
@@ -164,34 +152,23 @@ impl Rule {
         }
         error_number(&self.action).map(|_| ())
     }
-
-    fn to_filter(&self) -> Vec<Value> {
-        let alternatives: Vec<Value> = match &self.when {
-            None => vec![Value::Null],
-            Some(when) => when
-                .iter()
-                .map(|all| all.iter().map(Condition::to_json).collect())
-                .collect(),
-        };
-        self.syscalls
-            .iter()
-            .flat_map(|name| {
-                alternatives.iter().map(move |args| match args {
-                    Value::Null => json!({ "syscall": name }),
-                    args => json!({ "syscall": name, "args": args }),
-                })
-            })
-            .collect()
-    }
 }
 
 impl Condition {
-    fn to_json(&self) -> Value {
-        match self {
-            Self::Bits { arg, bits, equal } => {
-                json!({ "index": arg, "type": "dword", "op": { "masked_eq": bits }, "val": equal })
-            }
-            Self::Not { arg, not } => json!({ "index": arg, "type": "dword", "op": "ne", "val": not }),
+    fn to_test(&self) -> Test {
+        match *self {
+            Self::Bits { arg, bits, equal } => Test {
+                arg,
+                bits,
+                value: equal,
+                equal: true,
+            },
+            Self::Not { arg, not } => Test {
+                arg,
+                bits: u32::MAX,
+                value: not,
+                equal: false,
+            },
         }
     }
 }
@@ -210,15 +187,16 @@ fn error_number(name: &str) -> Result<i32> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
     fn the_shipped_profile_compiles_and_every_rule_says_why() {
         let profile = Profile::shipped().unwrap();
         assert!(profile.rules.iter().all(|rule| rule.reason.len() > 10));
-        let programs = profile.compile().unwrap();
-        assert!(programs.len() >= 4);
-        assert!(programs.iter().all(|program| program.len() <= 4096));
+        // The kernel's bound is 4096 (BPF_MAXINSNS).
+        assert!((100..1000).contains(&profile.compile().unwrap().length()));
     }
 
     #[test]
