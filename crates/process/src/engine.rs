@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::descriptor::{self, Contents, Externals, Member, Tables};
 use crate::error::TraceError;
 use crate::host::Host;
 use crate::ids::{HostPid, InsidePid};
@@ -18,6 +19,7 @@ use crate::memory::page_store::PageStore;
 use crate::memory::page_tree::PageTree;
 use crate::memory::track::{Run, Tracker};
 use crate::stop::{self, Process, StopError, Tree};
+use crate::survey::{self, Refusal, SurveyError};
 use crate::{task, thread, zombie};
 
 /// What the engine knows of a live process.
@@ -33,6 +35,15 @@ pub(crate) struct Live {
     pub(crate) seen: PageTree,
 }
 
+impl Live {
+    /// Whether this is the process, and the program, that was looked at before.
+    fn is_still(&self, stat: &task::Stat) -> bool {
+        self.start_time == stat.start_time
+            && self.program == stat.layout.program()
+            && self.tracker.is_alive()
+    }
+}
+
 /// The mappings of a process now, and what was written into them since they were last seen.
 pub(crate) struct Scanned {
     pub(crate) vmas: Vec<Vma>,
@@ -44,18 +55,28 @@ pub struct Engine<H: Host> {
     pub(crate) host: H,
     pub(crate) store: PageStore,
     pub(crate) live: HashMap<HostPid, Live>,
+    pub(crate) externals: Externals,
+    pub(crate) contents: Box<dyn Contents + Send>,
     next_identity: u64,
 }
 
 impl<H: Host> Engine<H> {
-    /// An engine that knows nothing yet. `store` may be shared with other engines.
-    pub fn new(host: H, store: PageStore) -> Engine<H> {
+    /// An engine that knows nothing yet. `store` may be shared with other engines; `contents` keeps what deleted files
+    /// and memfds hold.
+    pub fn new(host: H, store: PageStore, contents: Box<dyn Contents + Send>) -> Engine<H> {
         Engine {
             host,
             store,
             live: HashMap::new(),
+            externals: Externals::new(),
+            contents,
             next_identity: 1,
         }
+    }
+
+    /// Objects whose other end the caller holds.
+    pub fn externals(&mut self) -> &mut Externals {
+        &mut self.externals
     }
 
     /// The sandbox.
@@ -85,10 +106,7 @@ impl<H: Host> Engine<H> {
     pub(crate) fn live(&mut self, process: &mut Process) -> Result<&mut Live, TraceError> {
         let pid = process.pid();
         let stat = task::stat(pid)?;
-        let known = self
-            .live
-            .get(&pid)
-            .is_some_and(|live| live.start_time == stat.start_time && live.program == stat.layout.program());
+        let known = self.live.get(&pid).is_some_and(|live| live.is_still(&stat));
         if !known {
             self.live.remove(&pid);
             let live = Live {
@@ -105,21 +123,18 @@ impl<H: Host> Engine<H> {
         self.live.get_mut(&pid).ok_or(TraceError::Gone { tid: pid })
     }
 
+    /// Which program a process is, if it has been looked at before.
+    pub(crate) fn identity(&self, pid: HostPid) -> Result<Option<Identity>, TraceError> {
+        let stat = task::stat(pid)?;
+        Ok(self.live.get(&pid).filter(|live| live.is_still(&stat)).map(|live| live.identity))
+    }
+
     /// Finds out what was written in a process since it was last seen.
     pub(crate) fn scan(&mut self, process: &mut Process) -> Result<Scanned, TraceError> {
         let pid = process.pid();
         let scratch = process.injector().0.scratch_range();
         let vmas = maps::without(maps::read(pid)?, scratch);
-        let registered = self.live(process)?.tracker.register(&vmas);
-        if let Err(TraceError::Request { source, .. }) = &registered {
-            if source.raw_os_error() == Some(libc::ESRCH) {
-                // Another program at the very same addresses: only the address space behind the tracker is gone.
-                self.live.remove(&pid);
-                self.live(process)?.tracker.register(&vmas)?;
-            } else {
-                registered?;
-            }
-        }
+        self.live(process)?.tracker.register(&vmas)?;
         // The first look injects a call, whose memory must not be taken for the program's.
         let scratch = process.injector().0.scratch_range();
         let vmas = maps::without(vmas, scratch);
@@ -128,11 +143,32 @@ impl<H: Host> Engine<H> {
         Ok(Scanned { vmas, runs })
     }
 
+    /// Notes that a process that has just been made continues the one with this identity.
+    pub(crate) fn adopt(&mut self, process: &mut Process, identity: Identity) -> Result<(), TraceError> {
+        self.live(process)?.identity = identity;
+        self.next_identity = self.next_identity.max(identity.0 + 1);
+        Ok(())
+    }
+
+    /// Notes where a program's parts are after they have been put elsewhere.
+    pub(crate) fn program_moved(&mut self, process: &mut Process) -> Result<(), TraceError> {
+        let program = task::stat(process.pid())?.layout.program();
+        if let Some(live) = self.live.get_mut(&process.pid()) {
+            live.program = program;
+        }
+        Ok(())
+    }
+
     /// Drops what is known of processes that are not there any more.
     pub(crate) fn forget_others(&mut self, tree: &Tree) {
         self.live
             .retain(|pid, _| tree.processes.iter().any(|process| process.pid() == *pid));
     }
+}
+
+/// What [`Stopped::survey`] found.
+pub struct Survey {
+    descriptors: descriptor::Live,
 }
 
 /// A sandbox that stands still.
@@ -154,8 +190,47 @@ impl<H: Host> Stopped<'_, H> {
         &self.report
     }
 
-    /// Captures all processes. They have to have been surveyed.
-    pub fn capture(&mut self) -> Result<Image, TraceError> {
+    /// Finds out whether everything can be carried. Nothing is touched. The result is what [`Stopped::capture`] needs;
+    /// it must be dropped before the sandbox goes on.
+    pub fn survey(&mut self) -> Result<Survey, SurveyError> {
+        let start = Instant::now();
+        let mut refusals = survey::refusals(&mut self.tree)?;
+        let members: Vec<Member> = self.tree.processes.iter().map(Member::of).collect();
+        let found = descriptor::survey(&members, self.engine.host.root(), &self.engine.externals);
+        self.report.add("survey", start.elapsed());
+        match found {
+            Ok(descriptors) if refusals.is_empty() => Ok(Survey { descriptors }),
+            Ok(_) => Err(SurveyError::Refused(refusals)),
+            Err(descriptor::Error::Refused(others)) => {
+                refusals.extend(others.into_iter().map(|other| self.named(other)));
+                Err(SurveyError::Refused(refusals))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn named(&self, refusal: descriptor::Refusal) -> Refusal {
+        let process = self
+            .tree
+            .processes
+            .iter()
+            .find(|process| process.inside() == refusal.process);
+        let what = if refusal.fd < 0 {
+            refusal.what
+        } else {
+            format!("descriptor {} ({})", refusal.fd, refusal.what)
+        };
+        Refusal {
+            pid: refusal.process,
+            name: process.map_or_else(String::new, |process| process.name().to_owned()),
+            what,
+            why: refusal.why,
+            remedy: refusal.remedy,
+        }
+    }
+
+    /// Captures all processes. `previous` is the state the sandbox came from: what did not change is shared with it.
+    pub fn capture(&mut self, survey: Survey, previous: Option<&Image>) -> Result<Image, SurveyError> {
         let mut processes = Vec::with_capacity(self.tree.processes.len());
         for place in 0..self.tree.processes.len() {
             processes.push(Arc::new(self.capture_process(place)?));
@@ -165,7 +240,19 @@ impl<H: Host> Stopped<'_, H> {
         let zombies = zombie::find(&self.tree, self.engine.host.init_pid())?;
         parents_first(&mut processes);
         self.report.add("state", start.elapsed());
-        Ok(Image { processes, zombies })
+        let start = Instant::now();
+        let Survey { descriptors } = survey;
+        let Engine {
+            externals, contents, ..
+        } = &mut *self.engine;
+        let previous: Option<&Tables> = previous.map(|image| &image.descriptors);
+        let descriptors = descriptor::capture(&descriptors, externals, previous, &mut **contents)?;
+        self.report.add("descriptors", start.elapsed());
+        Ok(Image {
+            processes,
+            zombies,
+            descriptors,
+        })
     }
 
     fn capture_process(&mut self, place: usize) -> Result<ProcessImage, TraceError> {
@@ -202,6 +289,8 @@ impl<H: Host> Stopped<'_, H> {
                 .threads
                 .iter()
                 .find_map(|thread| thread.tracee.group_stop()),
+            auxv: crate::procfs::read(process.pid(), "auxv")?,
+            exit_signal: task::stat(process.pid())?.exit_signal,
             executable: place_of(process.pid(), "exe")?,
             directory: place_of(process.pid(), "cwd")?,
             task,
@@ -228,7 +317,7 @@ impl<H: Host> Stopped<'_, H> {
 }
 
 /// The parent of a process as the sandbox sees it: another process, or init.
-fn parent_of(tree: &Tree, place: usize, init: HostPid) -> InsidePid {
+pub(crate) fn parent_of(tree: &Tree, place: usize, init: HostPid) -> InsidePid {
     let parent = tree.processes[place].status().parent;
     if parent == init.raw() {
         return InsidePid(1);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::descriptor::Tables;
 use crate::ids::InsidePid;
 use crate::memory::maps::Vma;
 use crate::memory::page_tree::PageTree;
@@ -48,6 +49,10 @@ pub struct ProcessImage {
     pub executable: Place,
     /// Working directory.
     pub directory: Place,
+    /// The auxiliary vector the kernel shows in `/proc/PID/auxv`.
+    pub auxv: Vec<u8>,
+    /// The signal its parent gets when it ends.
+    pub exit_signal: i32,
     /// The rest of what belongs to the whole process.
     pub task: TaskImage,
     /// Threads; the first is the leader.
@@ -77,12 +82,14 @@ pub struct ZombieImage {
 }
 
 /// All processes of a sandbox at one instant.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 pub struct Image {
     /// The processes, parents before children.
     pub processes: Vec<Arc<ProcessImage>>,
     /// Ended processes.
     pub zombies: Vec<ZombieImage>,
+    /// Open files and everything else behind descriptors.
+    pub descriptors: Tables,
 }
 
 /// What an operation took.

@@ -4,6 +4,7 @@
 //! Architecture invariant: nothing here knows what a daemon, a layer or an image registry is. The sandbox around the
 //! processes is a [`Host`]; one OS thread owns an engine, because ptrace belongs to a thread.
 
+pub mod create;
 pub mod descriptor;
 pub mod engine;
 pub mod error;
@@ -11,14 +12,20 @@ pub mod host;
 pub mod ids;
 pub mod image;
 pub mod inject;
+pub mod layout;
 pub mod memory;
+pub mod plan;
 pub mod procfs;
 pub mod restore;
 pub mod stop;
+pub mod survey;
 pub mod task;
 pub mod thread;
 pub mod tracee;
 pub mod zombie;
+
+#[cfg(test)]
+mod test_images;
 
 pub use engine::{Engine, Stopped};
 pub use error::TraceError;
@@ -28,4 +35,5 @@ pub use image::{Image, ProcessImage, Report};
 pub use inject::{Arg, Batch, Buffer, CallId};
 pub use memory::page_store::PageStore;
 pub use restore::RestoreError;
+pub use survey::{Refusal, SurveyError};
 pub use stop::{Process, StopError, Thread, Tree, stop};

@@ -22,7 +22,7 @@ pub const STOP_LIMIT: Duration = Duration::from_millis(2000);
 /// only happen where there is no freezer.
 const MAX_ROUNDS: usize = 1000;
 
-const OPTIONS: Options = Options::SYSGOOD
+pub(crate) const OPTIONS: Options = Options::SYSGOOD
     .with(Options::SUSPEND_SECCOMP)
     .with(Options::TRACE_CLONE)
     .with(Options::TRACE_FORK)
@@ -212,6 +212,42 @@ impl Process {
             });
         }
         Ok(tracee)
+    }
+
+    /// The process has called `execve`: nothing injected is left, and system calls are elsewhere.
+    pub(crate) fn program_changed(&mut self) -> Result<(), StopError> {
+        self.injector.forget();
+        let pid = self.pid;
+        let first = self.threads.first_mut().ok_or(TraceError::Gone { tid: pid })?;
+        self.injector
+            .set_instruction(find_instruction(pid, &mut first.tracee)?);
+        self.refresh()?;
+        Ok(())
+    }
+
+    /// Ends the process so that its parent finds the wait status `status`.
+    pub(crate) fn end(mut self, status: i32) -> Result<(), TraceError> {
+        self.injector.forget();
+        let instruction = self.injector.instruction();
+        let pid = self.pid;
+        let thread = std::mem::take(&mut self.threads)
+            .pop()
+            .ok_or(TraceError::Gone { tid: pid })?;
+        match status & 0x7f {
+            0 => thread.tracee.exit_group(instruction, (status >> 8) & 0xff),
+            signal => thread.tracee.die_of(instruction, signal),
+        }
+    }
+
+    /// Takes over a process of one thread that is in ptrace's hands already.
+    pub(crate) fn adopt(pid: HostPid, tracee: Tracee) -> Result<Process, StopError> {
+        assemble(pid, vec![tracee])?.ok_or(TraceError::Gone { tid: pid }.into())
+    }
+
+    /// Reads again who the process is; after it has changed group, session or program.
+    pub(crate) fn refresh(&mut self) -> Result<(), TraceError> {
+        self.status = procfs::status(self.pid)?;
+        Ok(())
     }
 
     /// Kills the process and waits until it has ended. Its parent still has to wait for it.

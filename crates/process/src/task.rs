@@ -360,6 +360,8 @@ pub struct Stat {
     pub layout: MemoryLayout,
     /// Wait status of a process that has ended.
     pub exit_code: i32,
+    /// The signal the parent gets when the process ends.
+    pub exit_signal: i32,
 }
 
 /// Reads `/proc/PID/stat`.
@@ -384,6 +386,7 @@ pub fn stat(pid: HostPid) -> Result<Stat, TraceError> {
         start_time: field(22),
         layout: MemoryLayout { words },
         exit_code: i32::try_from(field(52)).unwrap_or(0),
+        exit_signal: i32::try_from(field(38)).unwrap_or(libc::SIGCHLD),
     })
 }
 

@@ -120,6 +120,13 @@ impl Injector {
         Ok(())
     }
 
+    /// Puts bytes into the scratch memory and tells where. They stay until the next batch.
+    pub fn stage(&mut self, tracee: &mut Tracee, bytes: &[u8]) -> Result<Addr, TraceError> {
+        let base = self.scratch(tracee, bytes.len() as u64)?.start.plus(CODE_SIZE);
+        self.write(base, bytes)?;
+        Ok(base)
+    }
+
     /// `Ok(false)` if the loop cannot be used at this moment.
     fn run_records(&self, tracee: &mut Tracee, scratch: Scratch, batch: &Batch) -> Result<bool, TraceError> {
         let first = scratch.start.plus(CODE_SIZE).0;

@@ -103,6 +103,14 @@ impl Tracker {
         })
     }
 
+    /// Whether the address space still exists: it is gone after `execve`.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        use std::os::unix::fs::FileExt;
+        let mut entry = [0; 8];
+        self.pagemap.read_at(&mut entry, 0).is_ok_and(|got| got > 0)
+    }
+
     fn request(&self, source: io::Error) -> TraceError {
         TraceError::Request {
             tid: self.pid,

@@ -9,6 +9,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use deltabox_process::descriptor::{ContentDirectory, ExternalId};
 use deltabox_process::{Engine, Host, HostPid, Image, InsidePid, PageStore, Report, procfs};
 
 /// Compiles a C program of this directory once.
@@ -261,17 +262,26 @@ impl Program {
 /// A sandbox with its engine.
 pub struct Sandbox {
     pub engine: Engine<Cell>,
+    previous: Option<Image>,
+    externals: u64,
 }
 
 impl Sandbox {
     pub fn new() -> Sandbox {
-        Sandbox {
-            engine: Engine::new(Cell::new(), PageStore::new()),
-        }
+        let cell = Cell::new();
+        let contents = cell.directory().join("contents");
+        fs::create_dir(&contents).unwrap();
+        let contents = Box::new(ContentDirectory::open(&contents).unwrap());
+        Sandbox { engine: Engine::new(cell, PageStore::new(), contents), previous: None, externals: 0 }
     }
 
     pub fn start(&mut self, command: &[&str]) -> Program {
-        self.engine.host().start(command)
+        let program = self.engine.host().start(command);
+        for end in [&program.input, &program.output] {
+            self.externals += 1;
+            self.engine.externals().register(ExternalId(self.externals), end.as_fd()).unwrap();
+        }
+        program
     }
 
     /// A Python that runs each line it is sent and prints what the line assigns to `_`.
@@ -290,8 +300,11 @@ impl Sandbox {
 
     pub fn timed_checkpoint(&mut self) -> (Image, Report) {
         let mut stopped = self.engine.stop().unwrap();
-        let image = stopped.capture().unwrap();
-        (image, stopped.resume().unwrap())
+        let survey = stopped.survey().unwrap();
+        let image = stopped.capture(survey, self.previous.as_ref()).unwrap();
+        let report = stopped.resume().unwrap();
+        self.previous = Some(image.clone());
+        (image, report)
     }
 
     pub fn rollback(&mut self, image: &Image) -> Report {

@@ -1,0 +1,275 @@
+//! Who has to go, who stays, and who has to be made again, and by whom: decided before anything is touched.
+
+use std::collections::{HashMap, HashSet};
+
+use thiserror::Error;
+
+use crate::ids::InsidePid;
+use crate::image::{Identity, Image, ProcessImage};
+
+/// PID 1 of the sandbox.
+pub const INIT: InsidePid = InsidePid(1);
+
+/// A live process, as far as the plan needs it.
+#[derive(Debug, Clone)]
+pub struct Present {
+    /// Its id.
+    pub pid: InsidePid,
+    /// Its parent.
+    pub parent: InsidePid,
+    /// Its session.
+    pub session: InsidePid,
+    /// Which program it is.
+    pub identity: Identity,
+    /// Nothing has changed in it that cannot be changed back from outside (credentials, seccomp, ...), compared with
+    /// the process of the same identity in the image.
+    pub reversible: bool,
+}
+
+/// How a process gets the right parent and session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum By {
+    /// Init clones it.
+    Init,
+    /// Its parent clones it.
+    Parent(InsidePid),
+    /// A child of init clones it as its own sibling (`CLONE_PARENT`): an orphan in the session of that process.
+    Sibling(InsidePid),
+}
+
+/// One process to be made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Birth {
+    /// Its id.
+    pub pid: InsidePid,
+    /// Who makes it.
+    pub by: By,
+    /// It starts a session of its own.
+    pub leads_session: bool,
+    /// It is only needed while others are made (the leader of a session that has ended since).
+    pub temporary: bool,
+}
+
+/// What has to be done to the processes as such.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Live processes to be ended.
+    pub kill: Vec<InsidePid>,
+    /// Live processes that are changed in place.
+    pub keep: Vec<InsidePid>,
+    /// Processes to be made, in this order.
+    pub births: Vec<Birth>,
+}
+
+/// Why a tree cannot be made again.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum PlanError {
+    /// The kernel offers no way to this combination.
+    #[error(
+        "process {pid} cannot be created again: it is in session {session}, which its parent {parent} has left"
+    )]
+    ForeignSession {
+        pid: InsidePid,
+        session: InsidePid,
+        parent: InsidePid,
+    },
+}
+
+/// Compares what is there with what is wanted.
+pub fn plan(present: &[Present], image: &Image) -> Result<Plan, PlanError> {
+    let live: HashMap<InsidePid, &Present> = present.iter().map(|process| (process.pid, process)).collect();
+    let mut plan = Plan::default();
+    let mut kept: HashSet<InsidePid> = HashSet::new();
+    for wanted in &image.processes {
+        let parent_stays = is_init(wanted.parent) || kept.contains(&wanted.parent);
+        let stays = parent_stays && live.get(&wanted.pid).is_some_and(|now| can_stay(now, wanted));
+        if stays {
+            kept.insert(wanted.pid);
+            plan.keep.push(wanted.pid);
+        }
+    }
+    plan.kill.extend(
+        present
+            .iter()
+            .map(|process| process.pid)
+            .filter(|pid| !kept.contains(pid)),
+    );
+    let mut sessions = Sessions::new(image, &kept);
+    for wanted in image
+        .processes
+        .iter()
+        .filter(|wanted| !kept.contains(&wanted.pid))
+    {
+        sessions.birth(wanted, &mut plan.births)?;
+    }
+    Ok(plan)
+}
+
+fn is_init(pid: InsidePid) -> bool {
+    pid == INIT || pid == InsidePid(0)
+}
+
+fn can_stay(now: &Present, wanted: &ProcessImage) -> bool {
+    now.reversible
+        && now.identity == wanted.identity
+        && now.session == wanted.session
+        && (now.parent == wanted.parent || (is_init(now.parent) && is_init(wanted.parent)))
+}
+
+/// Who is in which session while the tree is being made.
+struct Sessions {
+    /// Of every process that is there by now: session and whether init is its parent.
+    members: Vec<(InsidePid, InsidePid, bool)>,
+}
+
+impl Sessions {
+    fn new(image: &Image, kept: &HashSet<InsidePid>) -> Sessions {
+        let there = image
+            .processes
+            .iter()
+            .filter(|process| kept.contains(&process.pid));
+        Sessions {
+            members: there
+                .map(|process| (process.pid, process.session, is_init(process.parent)))
+                .collect(),
+        }
+    }
+
+    fn birth(&mut self, wanted: &ProcessImage, births: &mut Vec<Birth>) -> Result<(), PlanError> {
+        let leads_session = wanted.session == wanted.pid;
+        let by = if !is_init(wanted.parent) {
+            let parent = self.members.iter().find(|member| member.0 == wanted.parent);
+            let inherits = parent.is_some_and(|parent| parent.1 == wanted.session);
+            if !leads_session && !inherits {
+                let (pid, session, parent) = (wanted.pid, wanted.session, wanted.parent);
+                return Err(PlanError::ForeignSession { pid, session, parent });
+            }
+            By::Parent(wanted.parent)
+        } else if leads_session || wanted.session == InsidePid(0) || wanted.session == INIT {
+            By::Init
+        } else {
+            By::Sibling(self.member_below_init(wanted.session, births))
+        };
+        births.push(Birth {
+            pid: wanted.pid,
+            by,
+            leads_session,
+            temporary: false,
+        });
+        self.members
+            .push((wanted.pid, wanted.session, is_init(wanted.parent)));
+        Ok(())
+    }
+
+    /// A child of init in `session`; the leader is made for the time being if there is none.
+    fn member_below_init(&mut self, session: InsidePid, births: &mut Vec<Birth>) -> InsidePid {
+        if let Some(member) = self.members.iter().find(|member| member.1 == session && member.2) {
+            return member.0;
+        }
+        births.push(Birth {
+            pid: session,
+            by: By::Init,
+            leads_session: true,
+            temporary: true,
+        });
+        self.members.push((session, session, true));
+        session
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_images::process;
+    use std::sync::Arc;
+
+    fn image(processes: &[(i32, i32, i32)]) -> Image {
+        let processes = processes
+            .iter()
+            .map(|&(pid, parent, session)| Arc::new(process(pid, parent, session)));
+        Image {
+            processes: processes.collect(),
+            ..Image::default()
+        }
+    }
+
+    fn present(processes: &[(i32, i32, i32)]) -> Vec<Present> {
+        let one = |&(pid, parent, session): &(i32, i32, i32)| Present {
+            pid: InsidePid(pid),
+            parent: InsidePid(parent),
+            session: InsidePid(session),
+            identity: process(pid, parent, session).identity,
+            reversible: true,
+        };
+        processes.iter().map(one).collect()
+    }
+
+    fn birth(pid: i32, by: By, leads_session: bool) -> Birth {
+        Birth {
+            pid: InsidePid(pid),
+            by,
+            leads_session,
+            temporary: false,
+        }
+    }
+
+    #[test]
+    fn the_same_tree_stays() {
+        let tree = [(10, 1, 10), (11, 10, 10), (12, 11, 10)];
+        let plan = plan(&present(&tree), &image(&tree)).unwrap();
+        assert_eq!(plan.keep.len(), 3);
+        assert!(plan.kill.is_empty() && plan.births.is_empty());
+    }
+
+    #[test]
+    fn what_is_new_goes_and_what_is_gone_returns() {
+        let now = present(&[(10, 1, 10), (13, 10, 10)]);
+        let plan = plan(&now, &image(&[(10, 1, 10), (11, 10, 10)])).unwrap();
+        assert_eq!(plan.keep, [InsidePid(10)]);
+        assert_eq!(plan.kill, [InsidePid(13)]);
+        assert_eq!(plan.births, [birth(11, By::Parent(InsidePid(10)), false)]);
+    }
+
+    #[test]
+    fn children_of_what_is_made_again_are_made_again() {
+        let mut now = present(&[(10, 1, 10), (11, 10, 10), (12, 11, 12)]);
+        now[1].reversible = false;
+        let plan = plan(&now, &image(&[(10, 1, 10), (11, 10, 10), (12, 11, 12)])).unwrap();
+        assert_eq!(plan.kill, [InsidePid(11), InsidePid(12)]);
+        let births = [
+            birth(11, By::Parent(InsidePid(10)), false),
+            birth(12, By::Parent(InsidePid(11)), true),
+        ];
+        assert_eq!(plan.births, births);
+    }
+
+    #[test]
+    fn orphans_get_their_session_back() {
+        // 20 is an orphan of the living session 10, 30 of the session 29 whose leader is gone.
+        let plan = plan(&[], &image(&[(10, 1, 10), (20, 1, 10), (30, 1, 29), (31, 1, 29)])).unwrap();
+        let leader = Birth {
+            temporary: true,
+            ..birth(29, By::Init, true)
+        };
+        let births = [
+            birth(10, By::Init, true),
+            birth(20, By::Sibling(InsidePid(10)), false),
+            leader,
+            birth(30, By::Sibling(InsidePid(29)), false),
+            birth(31, By::Sibling(InsidePid(29)), false),
+        ];
+        assert_eq!(plan.births, births);
+    }
+
+    #[test]
+    fn an_impossible_session_is_an_error() {
+        let error = plan(&[], &image(&[(10, 1, 10), (11, 10, 7)])).unwrap_err();
+        assert!(matches!(
+            error,
+            PlanError::ForeignSession {
+                pid: InsidePid(11),
+                ..
+            }
+        ));
+    }
+}

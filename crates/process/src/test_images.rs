@@ -1,0 +1,54 @@
+//! Images for unit tests.
+
+use crate::ids::InsidePid;
+use crate::image::{Identity, Place, ProcessImage};
+use crate::memory::page_tree::PageTree;
+use crate::task::{Credentials, MemoryLayout, TaskImage};
+
+/// A process with nothing in it.
+pub(crate) fn process(pid: i32, parent: i32, session: i32) -> ProcessImage {
+    let place = Place {
+        path: b"/bin/true".to_vec(),
+        device: 0,
+        inode: 0,
+    };
+    let credentials = Credentials {
+        uids: [0; 4],
+        gids: [0; 4],
+        groups: Vec::new(),
+        capabilities: [0; 5],
+        no_new_privs: false,
+        seccomp: (0, 0),
+        securebits: 0,
+    };
+    let task = TaskImage {
+        actions: Vec::new(),
+        pending: Vec::new(),
+        interval_timers: Vec::new(),
+        timers: Vec::new(),
+        limits: Vec::new(),
+        umask: 0o22,
+        personality: 0,
+        settings: Vec::new(),
+        oom_score_adj: 0,
+        credentials,
+        layout: MemoryLayout::default(),
+    };
+    ProcessImage {
+        identity: Identity(u64::from(pid.cast_unsigned())),
+        pid: InsidePid(pid),
+        parent: InsidePid(parent),
+        group: InsidePid(pid),
+        session: InsidePid(session),
+        name: "true".to_owned(),
+        group_stop: None,
+        executable: place.clone(),
+        directory: place,
+        auxv: Vec::new(),
+        exit_signal: libc::SIGCHLD,
+        task,
+        threads: Vec::new(),
+        vmas: Vec::new(),
+        pages: PageTree::new(),
+    }
+}
