@@ -110,14 +110,18 @@ impl Init {
                     Err(_) => return 1,
                 }
             }
-            // A start that is not reported yet must not be reaped: its report would name a PID that may be reused.
-            let unreported: Vec<i32> = self.starting.iter().map(|starting| starting.pid).collect();
-            self.children.reap(
-                self.furniture.as_ref().map(|furniture| &furniture.proc),
-                &unreported,
-            );
+            self.reap();
             self.children.flush();
         }
+    }
+
+    /// A start that is not reported yet must not be reaped: its report would name a PID that may be reused.
+    fn reap(&mut self) {
+        let unreported: Vec<i32> = self.starting.iter().map(|starting| starting.pid).collect();
+        self.children.reap(
+            self.furniture.as_ref().map(|furniture| &furniture.proc),
+            &unreported,
+        );
     }
 
     fn answer(&mut self, request: Request, fds: Vec<OwnedFd>) -> std::io::Result<()> {
@@ -171,8 +175,8 @@ impl Init {
             Order::SetLastPid(last) => self.set_last_pid(last).and(DONE),
             Order::KillAll => kill_others().and(DONE),
             Order::CountChildren => {
+                self.reap();
                 let proc = self.furniture.as_ref().map(|furniture| &furniture.proc);
-                self.children.reap(proc, &[]);
                 Ok(Some((Answer::Children(self.children.count(proc)), Vec::new())))
             }
             Order::Signal { pid, group, signal } => send_signal(pid, group, signal).and(DONE),

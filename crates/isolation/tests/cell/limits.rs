@@ -45,7 +45,7 @@ fn a_memory_hog_is_killed_and_init_is_not() {
     assert!(stats.memory_peak_bytes.unwrap() <= 64 * MIB, "{stats:?}");
     assert!(stats.memory_peak_bytes.unwrap() >= 32 * MIB, "{stats:?}");
     // Many small processes at the limit: the victims are they.
-    let many = "for i in $(seq 200); do sleep 30 & done; python3 -c 'x=[bytes(b\"y\"*(1<<20)) for _ in range(100)]'; true";
+    let many = "for i in $(seq 200); do sleep 30 >/dev/null 2>&1 & done; python3 -c 'x=[bytes(b\"y\"*(1<<20)) for _ in range(100)]'; true";
     run(&cell, &["sh", "-c", many]);
     cell.ping().unwrap();
     assert_eq!(sh(&cell, "echo alive"), "alive");
