@@ -179,6 +179,11 @@ pub struct Stopped<'e, H: Host> {
 }
 
 impl<H: Host> Stopped<'_, H> {
+    /// The sandbox.
+    pub fn host(&mut self) -> &mut H {
+        &mut self.engine.host
+    }
+
     /// The processes.
     pub fn tree(&mut self) -> &mut Tree {
         &mut self.tree
