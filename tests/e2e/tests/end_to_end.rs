@@ -1,0 +1,29 @@
+//! One test per driver. How much they do is set by the environment: `PROBE_SCENARIOS`, `PROBE_JOBS`,
+//! `MODEL_OPERATIONS`, `MODEL_SEED`, `WATCH_CHECKPOINTS`, `REAL_EXTRAS`.
+
+use deltabox_e2e::run_driver;
+
+#[test]
+fn each_probe_can_pass_and_can_fail() {
+    run_driver("probes/selftest.py", &[]);
+}
+
+#[test]
+fn every_probe_survives_every_scenario() {
+    run_driver("e2e/driver/probes.py", &[]);
+}
+
+#[test]
+fn random_states_come_back_exactly() {
+    run_driver("e2e/driver/model.py", &[]);
+}
+
+#[test]
+fn a_watcher_sees_nothing_of_many_checkpoints() {
+    run_driver("e2e/driver/watch.py", &["--checkpoints", "200"]);
+}
+
+#[test]
+fn real_programs_go_on_after_rollbacks() {
+    run_driver("real/run.py", &[]);
+}
