@@ -3,17 +3,21 @@
 //! Names follow the rules of `cp -r`: into a directory that exists, to a new name otherwise. Files arrive with the
 //! receiver's ownership, and without set-user-id bits on the host: what is inside is not trusted outside.
 
+mod pack;
 mod unpack;
 
 use std::io::{self, IsTerminal};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use deltabox_api::{ApiError, ErrorKind};
 use hyper::Method;
 
 use super::export::copy;
 use super::failure::{Failure, Outcome, usage};
-use crate::client::{BodyWriter, Client, body_channel, escape, request, sandbox_path};
+use crate::client::{BodyWriter, Client, OutBody, body_channel, escape, request, sandbox_path};
+
+/// A tar ends with two blocks of zeros.
+const END_OF_ARCHIVE_BYTES: usize = 1024;
 
 /// Copy files and directories into a sandbox or out of it
 ///
@@ -93,7 +97,7 @@ fn files(name: &str, path: &str) -> String {
 }
 
 fn copy_in(client: &Client, source: &str, name: &str, target: &str) -> Result<(), Failure> {
-    let metadata = std::fs::symlink_metadata(source)
+    std::fs::symlink_metadata(source)
         .map_err(|error| ApiError::new(ErrorKind::NotFound, format!("'{source}': {error}")))?;
     let into_directory = target.ends_with('/') || is_directory_inside(client, name, target)?;
     let (directory, entry) = if into_directory {
@@ -102,15 +106,10 @@ fn copy_in(client: &Client, source: &str, name: &str, target: &str) -> Result<()
         let (parent, base) = target.rsplit_once('/').unwrap_or(("", target));
         (if parent.is_empty() { "/" } else { parent }, base.to_owned())
     };
-    let source = source.to_owned();
-    upload(client, name, directory, move |body| {
+    let source = PathBuf::from(source);
+    upload(client, name, directory, |body| {
         let mut tar = tar::Builder::new(body);
-        tar.follow_symlinks(false);
-        if metadata.is_dir() {
-            tar.append_dir_all(entry, &source)?;
-        } else {
-            tar.append_path_with_name(&source, entry)?;
-        }
+        pack::append(&mut tar, source, PathBuf::from(entry))?;
         tar.into_inner()?.finish()
     })
 }
@@ -132,23 +131,16 @@ fn base_name(source: &str) -> Result<String, ApiError> {
     })
 }
 
-/// Whether the target exists as a directory. The first entry of its tar tells; the rest is not read.
+/// Whether the target exists as a directory, links followed. An archive of nothing can be unpacked in one, and says
+/// so faster than reading it.
 fn is_directory_inside(client: &Client, name: &str, path: &str) -> Result<bool, ApiError> {
-    let body = match client.download(&files(name, path)) {
-        Ok(body) => body,
-        Err(error) if error.kind == ErrorKind::NotFound => {
-            // Either the path or the sandbox does not exist; the upload will tell which.
-            return Ok(false);
-        }
-        Err(error) => return Err(error),
-    };
-    let mut tar = tar::Archive::new(body);
-    let first = tar.entries().and_then(|mut entries| entries.next().transpose());
-    let first = first.map_err(|error| client.endpoint().unreachable(&error))?;
-    // A link is followed inside, where it means what it says.
-    Ok(first.is_some_and(|entry| {
-        entry.header().entry_type().is_dir() || entry.header().entry_type().is_symlink()
-    }))
+    let nothing = OutBody::full(vec![0; END_OF_ARCHIVE_BYTES]);
+    match client.perform(request(Method::PUT, &files(name, path), nothing)?) {
+        Ok(()) => Ok(true),
+        // If it is the sandbox that does not exist, the upload will tell.
+        Err(error) if matches!(error.kind, ErrorKind::NotFound | ErrorKind::Usage) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Sends a tar that `send` produces on a thread of its own.

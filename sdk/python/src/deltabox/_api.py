@@ -98,12 +98,7 @@ class Api:
 
     def _send(self, request: httpx.Request, stream: bool) -> httpx.Response:
         try:
-            try:
-                response = self._client.send(request, stream=stream)
-            except httpx.ConnectError:
-                # Nothing of the request has been used up: a body is only read once there is a connection.
-                start_daemon(self.home)
-                response = self._client.send(request, stream=stream)
+            response = self._connect_and_send(request, stream)
         except httpx.TransportError as error:
             raise self._broke(error) from error
         if response.is_success:
@@ -111,6 +106,13 @@ class Api:
         response.read()
         response.close()
         raise _error_of(response)
+
+    def _connect_and_send(self, request: httpx.Request, stream: bool) -> httpx.Response:
+        with contextlib.suppress(httpx.ConnectError):
+            return self._client.send(request, stream=stream)
+        # Nobody listens. Nothing of the request has been used up: a body is only read once there is a connection.
+        start_daemon(self.home)
+        return self._client.send(request, stream=stream)
 
     def _broke(self, error: Exception) -> Unreachable:
         return Unreachable(

@@ -142,7 +142,7 @@ def tar_of_path(source: str, name: str) -> Iterator[bytes]:
             with tarfile.open(
                 fileobj=cast("IO[bytes]", Writer()), mode="w|", bufsize=_CHUNK_BYTES, format=tarfile.PAX_FORMAT
             ) as archive:
-                archive.add(source, arcname=name)
+                archive.add(source, arcname=name, filter=_portable)
             pieces.put(None)
         except BrokenPipeError:
             pass
@@ -160,6 +160,11 @@ def tar_of_path(source: str, name: str) -> Iterator[bytes]:
             yield piece
     finally:
         abandoned.set()
+
+
+def _portable(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """Devices and FIFOs of the host stay there."""
+    return member if member.isreg() or member.isdir() or member.issym() or member.islnk() else None
 
 
 def copy_to_file(pieces: Iterator[bytes], target: str) -> None:

@@ -58,10 +58,13 @@ pub fn unpack(tar: impl Read, what: What, target: &Path) -> Result<(), Failure> 
         .map_err(|error| cannot(&error))?;
     extract(tar, scratch.path()).map_err(|error| cannot(&error))?;
     let top = single_entry(scratch.path()).map_err(|error| cannot(&error))?;
-    let placed = match (directory, what) {
-        (Some(directory), What::Contents) => merge_contents(&top, directory),
-        (Some(directory), What::Itself) => merge(&top, &directory.join(top.file_name().unwrap_or_default())),
-        (None, _) => merge(&top, &wanted),
+    let placed = match (directory, what, &top) {
+        (Some(directory), What::Itself, Some(top)) => {
+            merge(top, &directory.join(top.file_name().unwrap_or_default()))
+        }
+        (Some(directory), _, top) => merge_contents(top.as_deref().unwrap_or(scratch.path()), directory),
+        (None, _, Some(top)) => merge(top, &wanted),
+        (None, _, None) => fs::create_dir(&wanted).and_then(|()| merge_contents(scratch.path(), &wanted)),
     };
     placed.map_err(|error| cannot(&error))
 }
@@ -112,8 +115,7 @@ fn extract(tar: impl Read, scratch: &Path) -> io::Result<()> {
             }
             EntryType::XGlobalHeader => {}
             _ => {
-                let path = entry.path()?.display().to_string();
-                let _ = writeln!(io::stderr(), "left out, not a file: {}", printable(&path));
+                left_out(&entry.path()?);
             }
         }
     }
@@ -131,6 +133,16 @@ fn extract(tar: impl Read, scratch: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Says that something is not copied.
+pub fn left_out(path: &Path) {
+    // Where standard error is closed, nobody wants to know.
+    let _ = writeln!(
+        io::stderr(),
+        "left out, not a file: {}",
+        printable(&path.display().to_string())
+    );
+}
+
 /// The tar library does this for files only.
 fn set_modified(path: &Path, seconds: u64) -> io::Result<()> {
     let time = Timespec {
@@ -144,13 +156,13 @@ fn set_modified(path: &Path, seconds: u64) -> io::Result<()> {
     Ok(utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)?)
 }
 
-/// The one thing that was unpacked. The root of a sandbox has no name, so its contents stand for it.
-fn single_entry(scratch: &Path) -> io::Result<PathBuf> {
+/// The one thing that was unpacked; none if it is the root of the sandbox, which has no name.
+fn single_entry(scratch: &Path) -> io::Result<Option<PathBuf>> {
     let mut entries = fs::read_dir(scratch)?;
     match (entries.next().transpose()?, entries.next()) {
-        (Some(entry), None) => Ok(entry.path()),
+        (Some(entry), None) => Ok(Some(entry.path())),
         (None, _) => Err(io::Error::other("nothing in it is a file, a directory or a link")),
-        (Some(_), Some(_)) => Ok(scratch.to_owned()),
+        (Some(_), Some(_)) => Ok(None),
     }
 }
 
@@ -292,6 +304,22 @@ mod tests {
         let contents = tempfile::tempdir().unwrap();
         unpack_bytes(&tar, What::Contents, contents.path()).unwrap();
         assert!(contents.path().join("sub/f").exists() && !contents.path().join("etc").exists());
+    }
+
+    #[test]
+    fn the_root_of_a_sandbox_has_no_name_and_stands_for_its_contents() {
+        let place = tempfile::tempdir().unwrap();
+        let tar = tar_of(&[
+            ("./", Item::Directory),
+            ("./a", Item::File("a", 0o644)),
+            ("./b", Item::File("b", 0o644)),
+        ]);
+        unpack_bytes(&tar, What::Itself, &place.path().join("new")).unwrap();
+        unpack_bytes(&tar, What::Itself, place.path()).unwrap();
+        for name in ["a", "b", "new/a", "new/b"] {
+            assert!(place.path().join(name).is_file(), "{name}");
+        }
+        assert_eq!(fs::read_dir(place.path()).unwrap().count(), 3);
     }
 
     #[test]
