@@ -40,8 +40,11 @@ static int run(char **word, int words) {
     setsid();
     int in = open(word[1], O_RDWR), out = open(word[2], O_RDWR);
     if (in < 0 || out < 0) _exit(121);
-    dup2(in, 0); dup2(out, 1);
-    close(in); close(out);
+    char name[4096];
+    snprintf(name, sizeof name, "%s.err", word[2]);
+    int err = open(name, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    dup2(in, 0); dup2(out, 1); dup2(err, 2);
+    close(in); close(out); close(err);
     word[words] = NULL;
     execvp(word[4], word + 4);
     _exit(122);
