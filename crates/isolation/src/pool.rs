@@ -6,19 +6,25 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::cell::Cell;
-use crate::error::{Error, Result};
+use crate::error::{Context, Result};
 use crate::spawner::{CellSpec, Spawner};
 
 /// How long to wait before trying again after a cell could not be made.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
+/// Cells that are made at the same time. Most of the making is waiting for the kernel, which several cells can do
+/// together.
+const FILLERS: usize = 4;
+/// How long to wait for a cell in the making before making another one.
+const ARRIVAL_WAIT: Duration = Duration::from_millis(30);
+
 /// Says what the next cell is to be: a fresh id and a free range of identities. Called by one thread at a time.
 pub type SpecSource = Box<dyn FnMut() -> Result<CellSpec> + Send>;
 
-/// A bounded stock of cells, refilled by a thread of its own.
+/// A bounded stock of cells, refilled by threads of its own.
 pub struct CellPool {
     shared: Arc<Shared>,
-    filler: Option<JoinHandle<()>>,
+    fillers: Vec<JoinHandle<()>>,
 }
 
 struct Shared {
@@ -32,6 +38,8 @@ struct Shared {
 #[derive(Default)]
 struct Stock {
     cells: VecDeque<Cell>,
+    /// In the making.
+    coming: usize,
     closed: bool,
 }
 
@@ -45,26 +53,36 @@ impl CellPool {
             stock: Mutex::new(Stock::default()),
             changed: Condvar::new(),
         });
-        let own = Arc::clone(&shared);
-        let filler = std::thread::Builder::new()
-            .name("cell-pool".into())
-            .spawn(move || own.fill())
-            .map_err(|source| Error::System {
-                what: "start the pool's thread".into(),
-                source,
-            })?;
-        Ok(Self {
+        let mut pool = Self {
             shared,
-            filler: Some(filler),
-        })
+            fillers: Vec::new(),
+        };
+        for _ in 0..FILLERS.min(size) {
+            let own = Arc::clone(&pool.shared);
+            let filler = std::thread::Builder::new()
+                .name("cell-pool".into())
+                .spawn(move || own.fill());
+            pool.fillers.push(filler.context("start a thread of the pool")?);
+        }
+        Ok(pool)
     }
 
-    /// A prepared cell that is alive, or a new one if none is there.
+    /// A prepared cell that is alive; without one in stock, one in the making or a new one.
     pub fn take(&self) -> Result<Cell> {
         loop {
-            let Some(cell) = self.shared.lock().cells.pop_front() else {
+            let stock = self.shared.lock();
+            let (mut stock, _) = self
+                .shared
+                .changed
+                .wait_timeout_while(stock, ARRIVAL_WAIT, |stock| {
+                    stock.cells.is_empty() && stock.coming > 0
+                })
+                .unwrap_or_else(PoisonError::into_inner);
+            let Some(cell) = stock.cells.pop_front() else {
+                drop(stock);
                 return self.shared.make();
             };
+            drop(stock);
             self.shared.changed.notify_all();
             if cell.ping().is_ok() {
                 return Ok(cell);
@@ -93,8 +111,8 @@ impl Drop for CellPool {
     fn drop(&mut self) {
         self.shared.lock().closed = true;
         self.shared.changed.notify_all();
-        if let Some(filler) = self.filler.take() {
-            // It can only have panicked; its cells end below all the same.
+        for filler in self.fillers.drain(..) {
+            // It can only have panicked; the cells end below all the same.
             let _ = filler.join();
         }
         self.shared.lock().cells.clear();
@@ -114,27 +132,34 @@ impl Shared {
     fn fill(&self) {
         loop {
             let stock = self.lock();
-            let stock = self
+            let mut stock = self
                 .changed
-                .wait_while(stock, |stock| !stock.closed && stock.cells.len() >= self.size)
+                .wait_while(stock, |stock| {
+                    !stock.closed && stock.cells.len() + stock.coming >= self.size
+                })
                 .unwrap_or_else(PoisonError::into_inner);
             if stock.closed {
                 return;
             }
+            stock.coming += 1;
             drop(stock);
-            match self.make() {
+            let made = self.make();
+            let mut stock = self.lock();
+            stock.coming -= 1;
+            match made {
                 Ok(cell) => {
-                    self.lock().cells.push_back(cell);
+                    stock.cells.push_back(cell);
+                    drop(stock);
                     self.changed.notify_all();
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a cell could not be prepared");
-                    let stock = self.lock();
-                    if stock.closed {
-                        return;
-                    }
+                    self.changed.notify_all();
                     // Not at once: whatever is exhausted needs time to come back.
-                    drop(self.changed.wait_timeout(stock, RETRY_PAUSE));
+                    drop(
+                        self.changed
+                            .wait_timeout_while(stock, RETRY_PAUSE, |stock| !stock.closed),
+                    );
                 }
             }
         }

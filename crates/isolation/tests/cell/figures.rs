@@ -1,8 +1,9 @@
 //! Figures of a cell's life on this machine: printed (run with `--nocapture`), never judged.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deltabox_isolation::{ExitStatus, Limits, RootSpec};
+use deltabox_isolation::{CellPool, ExitStatus, Limits, RootSpec};
 
 use crate::support::{World, root_for, run, start, wait_for};
 
@@ -64,6 +65,26 @@ fn figures() {
     show("freeze", freeze);
     show("switch_root", switch);
     show("destroy", destroy);
+    let mut specs: Vec<_> = (0..72).map(|_| world.spec(Limits::default())).collect();
+    let source = Box::new(move || {
+        specs
+            .pop()
+            .ok_or_else(|| deltabox_isolation::Error::Invalid("enough".into()))
+    });
+    let pool = CellPool::new(Arc::clone(world.spawner()), 8, source).unwrap();
+    pool.wait_full(Duration::from_secs(20));
+    let mut take = Vec::new();
+    let begun = Instant::now();
+    let taken: Vec<_> = (0..64)
+        .map(|_| timed(&mut take, || pool.take()).unwrap())
+        .collect();
+    println!(
+        "64 cells from a pool of 8: {:.1} ms",
+        begun.elapsed().as_secs_f64() * 1e3
+    );
+    show("take from the pool", take);
+    drop(taken);
+    drop(pool);
     let cells: Vec<_> = (0..20).map(|_| world.cell()).collect();
     let (mut private, mut pss) = (0, 0);
     for cell in &cells {
