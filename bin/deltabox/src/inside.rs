@@ -21,7 +21,7 @@ const CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::FOWNER)
     .union(CapabilitySet::FSETID);
 
-/// Entry point: `__files get|put INIT_PID PATH`, tar on standard output or input. An error goes to standard error as
+/// Entry point: `__files get|put|restore INIT_PID PATH`, tar on standard output or input. An error goes to standard error as
 /// one JSON line.
 pub fn main() -> i32 {
     let arguments: Vec<String> = std::env::args().skip(2).collect();
@@ -47,6 +47,7 @@ fn run(what: &str, init: &str, path: &Path) -> Result<(), ApiError> {
     match what {
         "get" => get(path),
         "put" => put(path),
+        "restore" => restore(path),
         _ => Err(ApiError::new(ErrorKind::Usage, "__files gets or puts")),
     }
 }
@@ -95,13 +96,32 @@ fn put(path: &Path) -> Result<(), ApiError> {
     if !std::fs::metadata(path).map_err(&failed)?.is_dir() {
         return Err(ApiError::new(ErrorKind::Usage, format!("{} in the sandbox is not a directory", path.display())));
     }
-    let input: Box<dyn Read> = Box::new(io::BufReader::with_capacity(1 << 18, File::from(stdin_fd().map_err(&failed)?)));
+    unpack(path, false).map_err(failed)
+}
+
+/// Replaces `path` by what the tar holds, with owners and all.
+fn restore(path: &Path) -> Result<(), ApiError> {
+    let failed = failed("restore", path);
+    let parent = path.parent().unwrap_or(Path::new("/"));
+    std::fs::create_dir_all(parent).map_err(&failed)?;
+    match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_dir() => std::fs::remove_dir_all(path).map_err(&failed)?,
+        Ok(_) => std::fs::remove_file(path).map_err(&failed)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    unpack(parent, true).map_err(failed)
+}
+
+fn unpack(directory: &Path, with_owners: bool) -> io::Result<()> {
+    let input: Box<dyn Read> = Box::new(io::BufReader::with_capacity(1 << 18, File::from(stdin_fd()?)));
     let mut tar = tar::Archive::new(input);
     tar.set_preserve_permissions(true);
     tar.set_preserve_mtime(true);
-    tar.set_preserve_ownerships(false);
+    tar.set_preserve_ownerships(with_owners);
+    tar.set_unpack_xattrs(with_owners);
     tar.set_overwrite(true);
-    tar.unpack(path).map_err(failed)
+    tar.unpack(directory)
 }
 
 /// Standard input without the buffer of the standard library, which would read ahead of ours.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use deltabox_layers::Store;
+use deltabox_layers::{SquashJob, Store};
 
 use crate::catalog::{Catalog, CheckpointRecord, SandboxRecord};
 use crate::engine::Kept;
@@ -21,6 +21,8 @@ pub(crate) enum Work {
         checkpoints: Vec<CheckpointRecord>,
         handle: Handle,
     },
+    /// Merge layers, so that a long history is not felt.
+    Squash(SquashJob),
     /// The sandbox is gone: forget its record, and whatever still waits for it.
     Forget {
         sandbox: SandboxId,
@@ -89,10 +91,11 @@ impl Worker {
     fn carry_out(&self, batch: Vec<Work>) -> bool {
         let mut pending: HashMap<SandboxId, Pending> = HashMap::new();
         let mut go_on = true;
-        let mut forget = Vec::new();
+        let (mut forget, mut squash) = (Vec::new(), Vec::new());
         for work in batch {
             match work {
                 Work::Drop(thing) => drop(thing),
+                Work::Squash(job) => squash.push(job),
                 Work::Stop => go_on = false,
                 Work::Forget { sandbox, done } => {
                     pending.remove(&sandbox);
@@ -124,6 +127,12 @@ impl Worker {
                 kept = self.kept.all().len(),
                 "rubbish stays until the store collects it"
             );
+        }
+        for job in squash {
+            if let Err(error) = job.run() {
+                // The chain stays long, which costs time only.
+                tracing::warn!(%error, "layers could not be merged");
+            }
         }
         go_on
     }

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, SandboxId};
+use crate::sandbox::ProcessState;
 use crate::tree::Node;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -23,7 +24,7 @@ const FORMAT_VERSION: u64 = 1;
 
 /// What is known of a sandbox beyond the life of its processes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SandboxRecord {
+pub(crate) struct SandboxRecord {
     pub id: SandboxId,
     pub name: String,
     pub root: Root,
@@ -46,8 +47,8 @@ pub struct SandboxRecord {
 }
 
 /// A checkpoint: a node of the tree with its file half.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct CheckpointRecord {
+#[derive(Clone, Serialize, Deserialize)]
+pub(crate) struct CheckpointRecord {
     pub id: CheckpointId,
     pub parent: Option<CheckpointId>,
     pub label: Option<String>,
@@ -62,6 +63,9 @@ pub struct CheckpointRecord {
     pub memory_bytes: u64,
     #[serde(default)]
     pub processes: usize,
+    /// The process half. In memory only: it ends with the daemon.
+    #[serde(skip)]
+    pub process_state: Option<ProcessState>,
     /// Set once the catalog holds the record; not stored.
     #[serde(skip)]
     pub durable: bool,
@@ -80,7 +84,7 @@ impl Node for CheckpointRecord {
 }
 
 /// The open catalog; shared by all threads, one writer at a time.
-pub struct Catalog {
+pub(crate) struct Catalog {
     database: Database,
 }
 

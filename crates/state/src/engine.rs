@@ -9,6 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use deltabox_api::{CreateRequest, ErrorKind, Health, SandboxInfo, StoreInfo};
 use deltabox_layers::{Frozen, Store, StoreKind, StoreOptions};
 
+use deltabox_process::PageStore;
+
 use crate::background::{Background, Work};
 use crate::base;
 use crate::catalog::{Catalog, SandboxRecord};
@@ -25,6 +27,8 @@ pub(crate) struct Shared {
     pub pool: Arc<Pool>,
     pub background: Background,
     pub kept: Arc<Kept>,
+    /// Page contents of all checkpoints of all sandboxes.
+    pub pages: PageStore,
     /// /dev/null, opened once.
     pub null: OwnedFd,
 }
@@ -106,6 +110,7 @@ impl Engine {
             pool,
             background,
             kept,
+            pages: PageStore::new(),
             null,
         });
         let mut sandboxes = HashMap::new();
@@ -271,7 +276,10 @@ impl Engine {
     }
 
     fn remove_reserved(&self, handle: &Handle) -> Result<()> {
-        handle.call(|sandbox| sandbox.end("it was removed"))?;
+        handle.call(|sandbox| {
+            sandbox.end("it was removed");
+            Ok(())
+        })?;
         handle.close();
         let (done, receive) = std::sync::mpsc::channel();
         self.shared.background.send(Work::Forget {
@@ -291,9 +299,11 @@ impl Engine {
         };
         for slot in slots {
             if let Slot::Ready(handle) = slot {
-                if let Err(error) = handle.call(|sandbox| sandbox.end("the daemon was stopped")) {
-                    tracing::error!(%error, "a sandbox could not be ended in order");
-                }
+                // An error says that it has ended already.
+                let _ = handle.call(|sandbox| {
+                    sandbox.end("the daemon was stopped");
+                    Ok(())
+                });
                 handle.close();
             }
         }

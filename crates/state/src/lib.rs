@@ -19,4 +19,4 @@ pub use config::{EngineConfig, StoreChoice};
 pub use engine::Engine;
 pub use error::{Error, Result};
 pub use id::{CheckpointId, ExecId, SandboxId};
-pub use sandbox::{ExecEnd, ExecStarted, ExecStdio, Handle, Notice, Sandbox};
+pub use sandbox::{ExecEnd, ExecStarted, ExecStdio, Export, Handle, Notice, Sandbox};

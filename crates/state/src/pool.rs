@@ -71,7 +71,7 @@ impl Slots {
     }
 }
 
-/// A cell that returns its range of user ids when it ends.
+/// A cell that ends when dropped, and then returns its range of user ids.
 pub(crate) struct OwnedCell {
     cell: Option<Cell>,
     slots: Arc<Slots>,
@@ -82,17 +82,6 @@ impl Deref for OwnedCell {
 
     fn deref(&self) -> &Cell {
         self.cell.as_ref().expect("present until dropped")
-    }
-}
-
-impl OwnedCell {
-    /// Ends the cell and tells whether something of it is left.
-    pub fn destroy(mut self) -> Result<()> {
-        let cell = self.cell.take().expect("present until dropped");
-        let uid_base = cell.uid_base();
-        cell.destroy()?;
-        self.slots.give_back(uid_base);
-        Ok(())
     }
 }
 

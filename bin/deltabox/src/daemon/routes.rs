@@ -30,6 +30,10 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/execs/{exec}/signal", post(signal))
         .route("/checkpoints", get(log).post(checkpoint))
         .route("/rollback", post(rollback))
+        .route("/diff", get(diff))
+        .route("/restore", post(transfer::restore))
+        .route("/export", get(transfer::export))
+        .route("/commit", post(transfer::commit))
         .route("/files", get(transfer::get_files).put(transfer::put_files));
     let api = Router::new()
         .route("/health", get(health))
@@ -168,6 +172,23 @@ async fn rollback(
 ) -> Answer<RollbackResult> {
     let handle = daemon.handle(&name)?;
     answer(on_sandbox(&handle, move |sandbox| sandbox.rollback(&request.to)).await)
+}
+
+#[derive(Deserialize)]
+struct DiffQuery {
+    from: Option<String>,
+    to: Option<String>,
+    #[serde(default)]
+    text: bool,
+    path: Option<String>,
+}
+
+async fn diff(State(daemon): Shared, Path(name): Path<String>, Query(query): Query<DiffQuery>) -> Answer<Diff> {
+    let handle = daemon.handle(&name)?;
+    let job = move |sandbox: &mut deltabox_state::Sandbox| {
+        sandbox.diff(query.from.as_deref(), query.to.as_deref(), query.text, query.path.as_deref())
+    };
+    answer(on_sandbox(&handle, job).await)
 }
 
 /// A JSON body whose errors are [`ApiError`]s like all others.

@@ -6,15 +6,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use deltabox_api::{CheckpointRequest, CheckpointResult, RollbackResult};
 use deltabox_layers::Way;
 
-use super::exec::ExecEnd;
+use super::live::switch_root;
+use super::processes::{Failed, ProcessState, Restored};
 use super::{Live, Sandbox};
 use crate::background::Work;
 use crate::catalog::CheckpointRecord;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
-
-/// How long the processes may take to stop.
-const STOP_LIMIT: Duration = Duration::from_secs(2);
 
 /// Durations of the steps of one operation, in the order they were taken.
 #[derive(Default)]
@@ -30,6 +28,12 @@ impl Phases {
 
     pub fn add(&mut self, name: &str, duration: Duration) {
         *self.0.entry(name.to_owned()).or_default() += ms(duration);
+    }
+
+    pub fn extend(&mut self, phases: &[(&'static str, Duration)]) {
+        for (name, duration) in phases {
+            self.add(name, *duration);
+        }
     }
 
     pub fn into_map(self) -> BTreeMap<String, f64> {
@@ -58,10 +62,11 @@ impl Sandbox {
             token: request.token.clone(),
             created_unix_ms: now_unix_ms(),
             sequence: self.next_sequence,
-            frozen: frozen.state,
-            file_bytes: frozen.bytes,
-            memory_bytes: 0,
-            processes: frozen.processes,
+            frozen: frozen.files,
+            file_bytes: None,
+            memory_bytes: frozen.memory_bytes,
+            processes: frozen.processes.as_ref().map_or(0, ProcessState::len),
+            process_state: frozen.processes,
             durable: false,
         };
         self.next_sequence += 1;
@@ -69,6 +74,8 @@ impl Sandbox {
         self.shared.kept.add(&self.record.id, [record.frozen]);
         self.tree.push(record.clone());
         self.queue_durable(vec![record.clone()]);
+        let squash = self.live()?.files.squash_job();
+        self.shared.background.send(Work::Squash(squash));
         Ok(CheckpointResult {
             id: id.to_string(),
             parent: record.parent.as_ref().map(ToString::to_string),
@@ -77,7 +84,7 @@ impl Sandbox {
             total_ms: ms(start.elapsed()),
             phases_ms: frozen.phases.into_map(),
             file_bytes: record.file_bytes,
-            memory_bytes: 0,
+            memory_bytes: record.memory_bytes,
             freeze: frozen.way.to_owned(),
             processes: record.processes,
             durable: false,
@@ -89,23 +96,19 @@ impl Sandbox {
         let start = Instant::now();
         let target = self.tree.resolve(to)?.clone();
         let mut phases = Phases::default();
-        let mut ended = 0;
-        let stopped = match &mut self.live {
-            Some(live) => {
-                let result = live.rollback(&target, &mut phases);
-                match result {
-                    Ok(done) => {
-                        ended = done.ended;
-                        done.stopped
-                    }
-                    Err(failure) => return Err(self.rollback_failed(failure)),
-                }
-            }
+        let done = match &mut self.live {
+            Some(live) => match live.rollback(&target, &mut phases) {
+                Ok(done) => done,
+                Err(failure) => return Err(self.rollback_failed(failure)),
+            },
             None => {
                 let (record, shared) = (&mut self.record, &self.shared);
                 self.live = Some(phases.time("start", || Live::start(record, shared, Some(&target.frozen)))?);
                 self.failure = None;
-                Duration::ZERO
+                RolledBack {
+                    stopped: Duration::ZERO,
+                    processes: Restored::default(),
+                }
             }
         };
         self.tree.set_current(target.id.clone());
@@ -116,19 +119,19 @@ impl Sandbox {
             parent: target.parent.map(|id| id.to_string()),
             label: target.label,
             token: target.token,
-            stopped_ms: ms(stopped),
+            stopped_ms: ms(done.stopped),
             total_ms: ms(start.elapsed()),
             phases_ms: phases.into_map(),
-            kept: 0,
-            recreated: 0,
-            ended,
+            kept: done.processes.kept,
+            recreated: done.processes.recreated,
+            ended: done.processes.ended,
         })
     }
 
-    fn rollback_failed(&mut self, failure: RollbackFailure) -> Error {
+    fn rollback_failed(&mut self, failure: Failed) -> Error {
         match failure {
-            RollbackFailure::Untouched(error) => error,
-            RollbackFailure::Broken(error) => {
+            Failed::Untouched(error) => error,
+            Failed::Broken(error) => {
                 self.fail(format!("a rollback failed half-way: {error}"));
                 error.hint("the sandbox was ended; roll back to any of its checkpoints to bring it back")
             }
@@ -145,20 +148,12 @@ impl Sandbox {
     }
 }
 
-/// How a rollback of a live sandbox failed.
-pub(super) enum RollbackFailure {
-    /// Before anything was changed.
-    Untouched(Error),
-    /// Past the point of no return.
-    Broken(Error),
-}
-
-/// The file half of a checkpoint, frozen while the sandbox stood still.
+/// Both halves of a checkpoint, taken while the sandbox stood still.
 pub(super) struct FrozenNow {
-    pub state: deltabox_layers::Frozen,
+    pub files: deltabox_layers::Frozen,
     pub way: &'static str,
-    pub bytes: Option<u64>,
-    pub processes: usize,
+    pub processes: Option<ProcessState>,
+    pub memory_bytes: u64,
     pub stopped: Duration,
     pub phases: Phases,
 }
@@ -166,32 +161,31 @@ pub(super) struct FrozenNow {
 /// What a rollback in place did.
 pub(super) struct RolledBack {
     pub stopped: Duration,
-    pub ended: usize,
+    pub processes: Restored,
 }
 
 impl Live {
-    /// Freezes the files at one instant. Without processes by switch, with processes by snapshot.
+    /// Freezes files and processes at one instant. Without processes the files are frozen by switch; with processes
+    /// by snapshot, of which they notice nothing.
     pub(super) fn freeze(&mut self) -> Result<FrozenNow> {
         let mut phases = Phases::default();
-        let processes = phases.time("survey", || self.cell.cgroup().procs())?.len();
-        if processes == 0 {
+        if phases.time("look", || self.cell.cgroup().procs())?.is_empty() {
             return self.freeze_empty(phases);
         }
         // Written back before the stop, so that the snapshot finds little to do.
         phases.time("flush", || self.files.flush())?;
-        let stop = Instant::now();
-        phases.time("stop", || self.cell.cgroup().freeze(STOP_LIMIT))?;
-        let frozen = phases.time("snapshot", || self.files.freeze(Way::Snapshot));
-        let thawed = phases.time("resume", || self.cell.cgroup().thaw());
+        let execs = self.execs.keys().cloned().collect();
+        let (files, stop) = (&mut self.files, Instant::now());
+        let (processes, frozen, memory_bytes) = self
+            .processes
+            .capture(execs, &mut phases, || Ok(files.freeze(Way::Snapshot)?))?;
         let stopped = stop.elapsed();
-        thawed?;
-        let frozen = frozen?;
         let way = if frozen.unchanged { "unchanged" } else { "snapshot" };
         Ok(FrozenNow {
-            state: frozen.frozen,
+            files: frozen.frozen,
             way,
-            bytes: None,
-            processes,
+            processes: Some(processes),
+            memory_bytes,
             stopped,
             phases,
         })
@@ -203,41 +197,81 @@ impl Live {
             phases.time("attach", || self.switch_root(mount, frozen.retired))?;
         }
         let way = if frozen.unchanged { "unchanged" } else { "switch" };
+        let stopped = Duration::ZERO;
         Ok(FrozenNow {
-            state: frozen.frozen,
+            files: frozen.frozen,
             way,
-            bytes: None,
-            processes: 0,
-            stopped: Duration::ZERO,
+            processes: None,
+            memory_bytes: 0,
+            stopped,
             phases,
         })
     }
 
-    /// Ends all processes and puts the target's files in place.
+    /// Puts the target's files in place and makes the processes what they were.
     pub(super) fn rollback(
         &mut self,
         target: &CheckpointRecord,
         phases: &mut Phases,
-    ) -> std::result::Result<RolledBack, RollbackFailure> {
+    ) -> std::result::Result<RolledBack, Failed> {
         let start = Instant::now();
+        let Some(state) = &target.process_state else {
+            let ended = self.rollback_empty(target, phases)?;
+            return Ok(RolledBack {
+                stopped: start.elapsed(),
+                processes: Restored {
+                    ended,
+                    ..Restored::default()
+                },
+            });
+        };
+        let Self {
+            cell,
+            processes,
+            files,
+            root,
+            shared,
+            ..
+        } = self;
+        let restored = processes.restore(state, phases, || {
+            let switched = files
+                .rollback(&target.frozen)
+                .map_err(|error| Failed::Untouched(error.into()))?;
+            switch_root(cell, root, shared, switched.mount, switched.retired).map_err(Failed::Broken)
+        })?;
+        let stopped = start.elapsed();
+        self.tell_execs(&target.id, &state.execs);
+        Ok(RolledBack {
+            stopped,
+            processes: restored,
+        })
+    }
+
+    /// Ends all processes, because there were none, and puts the target's files in place.
+    fn rollback_empty(
+        &mut self,
+        target: &CheckpointRecord,
+        phases: &mut Phases,
+    ) -> std::result::Result<usize, Failed> {
+        let broken = |error: Error| Failed::Broken(error);
+        let ended = self
+            .cell
+            .cgroup()
+            .procs()
+            .map_err(|error| Failed::Untouched(error.into()))?
+            .len();
         let switched = phases.time("mount", || self.files.rollback(&target.frozen));
-        let switched = switched.map_err(|error| RollbackFailure::Untouched(error.into()))?;
-        let broken = |error: Error| RollbackFailure::Broken(error);
-        let ended = self.cell.cgroup().procs().map_err(|e| broken(e.into()))?.len();
+        let switched = switched.map_err(|error| Failed::Untouched(error.into()))?;
         if ended > 0 {
             phases
                 .time("end processes", || self.cell.kill_all())
                 .map_err(|e| broken(e.into()))?;
         }
-        let id = target.id.clone();
-        self.end_execs(|| ExecEnd::Discarded(id.clone()));
+        self.tell_execs(&target.id, &[]);
         phases
             .time("attach", || self.switch_root(switched.mount, switched.retired))
             .map_err(broken)?;
-        Ok(RolledBack {
-            stopped: start.elapsed(),
-            ended,
-        })
+        Ok(ended)
     }
 }
 

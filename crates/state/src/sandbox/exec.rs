@@ -1,10 +1,12 @@
 //! Commands run by callers: start, signals, their end.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use deltabox_api::{ExecRequest, WindowSize};
 use deltabox_isolation::{Event, ExecSpec, ExitStatus, KillTarget, Stdio};
+use deltabox_process::descriptor::ExternalId;
+use rustix::fs::FileType;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{Live, Sandbox};
@@ -64,6 +66,7 @@ pub(crate) struct Exec {
     pub argv: Vec<String>,
     pub tty: bool,
     notify: Notify,
+    externals: Vec<ExternalId>,
 }
 
 impl Exec {
@@ -109,7 +112,18 @@ impl Sandbox {
             rlimits: Vec::new(),
             stdio,
         };
+        let sandbox_ends = match &spec.stdio {
+            Stdio::Fds(fds) if !request.detach => duplicates(fds)?,
+            _ => Vec::new(),
+        };
         let started = live.cell.exec(spec)?;
+        let mut externals = Vec::new();
+        for end in &sandbox_ends {
+            externals.push(live.processes.add_external(end.as_fd(), true)?);
+        }
+        if let Some(master) = &started.pty_master {
+            externals.push(live.processes.add_external(master.as_fd(), false)?);
+        }
         let id = ExecId::random();
         let stdio = match started.pty_master {
             Some(master) => ExecStdio::Terminal { master },
@@ -121,6 +135,7 @@ impl Sandbox {
             argv: request.argv.clone(),
             tty: request.tty.is_some(),
             notify,
+            externals,
         };
         live.execs.insert(id.clone(), exec);
         Ok(ExecStarted {
@@ -167,15 +182,14 @@ impl Sandbox {
         self.failure = Some(message);
     }
 
-    /// Ends the cell, if there is one, and tells whether something of it is left.
-    pub(crate) fn end(&mut self, why: &str) -> Result<()> {
+    /// Ends the cell, if there is one.
+    pub(crate) fn end(&mut self, why: &str) {
         for (_, replies) in self.waiting.drain() {
             let gone = Error::conflict(format!("the sandbox ended: {why}"));
             replies.into_iter().for_each(|reply| reply(Err(gone.clone())));
         }
-        match self.live.take() {
-            Some(live) => live.end(why),
-            None => Ok(()),
+        if let Some(mut live) = self.live.take() {
+            live.end_execs(|| ExecEnd::Lost(why.to_owned()));
         }
     }
 }
@@ -187,7 +201,7 @@ impl Live {
             .iter()
             .find(|(_, exec)| Some(exec.start) == start)
             .map(|(id, _)| id.clone());
-        if let Some(exec) = id.and_then(|id| self.execs.remove(&id)) {
+        if let Some(exec) = id.and_then(|id| self.remove_exec(&id)) {
             let (code, signal) = match status {
                 ExitStatus::Code(code) => (Some(code), None),
                 ExitStatus::Signal { signal, .. } => (None, Some(signal)),
@@ -196,9 +210,30 @@ impl Live {
         }
     }
 
-    fn end(mut self, why: &str) -> Result<()> {
-        self.end_execs(|| ExecEnd::Lost(why.to_owned()));
-        self.cell.destroy()
+    /// After a rollback: commands that existed at the checkpoint go on, the streams of the others end.
+    pub(super) fn tell_execs(&mut self, checkpoint: &CheckpointId, existed: &[ExecId]) {
+        let gone: Vec<ExecId> = self
+            .execs
+            .keys()
+            .filter(|id| !existed.contains(id))
+            .cloned()
+            .collect();
+        for id in gone {
+            if let Some(exec) = self.remove_exec(&id) {
+                exec.end(ExecEnd::Discarded(checkpoint.clone()));
+            }
+        }
+        for exec in self.execs.values_mut() {
+            (exec.notify)(Notice::RolledBack(checkpoint.clone()));
+        }
+    }
+
+    fn remove_exec(&mut self, id: &ExecId) -> Option<Exec> {
+        let exec = self.execs.remove(id)?;
+        for &external in &exec.externals {
+            self.processes.remove_external(external);
+        }
+        Some(exec)
     }
 
     /// Ends the streams of all running commands.
@@ -207,6 +242,18 @@ impl Live {
             exec.end(end());
         }
     }
+}
+
+/// The pipes among a command's streams; /dev/null is not ours.
+fn duplicates(fds: &[OwnedFd; 3]) -> Result<Vec<OwnedFd>> {
+    let failed = |error: std::io::Error| Error::io("cannot keep a command's stream", &error);
+    let is_pipe = |fd: &OwnedFd| {
+        rustix::fs::fstat(fd).is_ok_and(|s| FileType::from_raw_mode(s.st_mode) == FileType::Fifo)
+    };
+    fds.iter()
+        .filter(|fd| is_pipe(fd))
+        .map(|fd| fd.try_clone().map_err(failed))
+        .collect()
 }
 
 fn environment(

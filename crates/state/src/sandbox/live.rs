@@ -15,6 +15,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::checkpoint::ms;
 use super::exec::Exec;
+use super::processes::Processes;
 use crate::background::Work;
 use crate::base;
 use crate::catalog::SandboxRecord;
@@ -25,12 +26,13 @@ use crate::pool::OwnedCell;
 
 /// Everything of a sandbox that ends with its processes.
 pub(crate) struct Live {
-    pub(super) cell: OwnedCell,
+    pub(super) cell: Arc<OwnedCell>,
+    pub(super) processes: Processes,
     pub(super) files: FileState,
     /// The sandbox's root directory as its processes see it.
-    root: OwnedFd,
+    pub(super) root: OwnedFd,
     pub(super) execs: HashMap<ExecId, Exec>,
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     pub created_phases: BTreeMap<String, f64>,
 }
 
@@ -43,7 +45,7 @@ impl Live {
             phases.insert(name.to_owned(), ms(clock.elapsed()));
             clock = Instant::now();
         };
-        let cell = shared.pool.take(&record.limits)?;
+        let cell = Arc::new(shared.pool.take(&record.limits)?);
         lap("cell", &mut phases);
         let userns = cell.namespace("user")?;
         let ids = IdMap {
@@ -71,8 +73,11 @@ impl Live {
         )?;
         let root = cell.root()?;
         lap("attach", &mut phases);
+        let contents = shared.config.home.join("contents").join(record.id.as_str());
+        let processes = Processes::new(cell.clone(), shared.pages.clone(), &contents)?;
         Ok(Self {
             cell,
+            processes,
             files,
             root,
             execs: HashMap::new(),
@@ -114,6 +119,7 @@ impl Live {
         stats.memory_bytes = usage.memory_bytes;
         stats.memory_peak_bytes = usage.memory_peak_bytes;
         stats.cpu_usec = usage.cpu_usec;
+        stats.page_store_bytes = self.shared.pages.bytes();
         Ok(())
     }
 
@@ -126,6 +132,22 @@ impl Live {
             .send(Work::Drop(Box::new((old_root, old_mount, retired))));
         Ok(())
     }
+}
+
+/// Puts a new mount in the root's place and returns the new root; the old one goes in the background.
+pub(super) fn switch_root(
+    cell: &OwnedCell,
+    root: &mut OwnedFd,
+    shared: &Shared,
+    mount: OwnedFd,
+    retired: impl Send + 'static,
+) -> Result<OwnedFd> {
+    let old_mount = cell.switch_root(mount)?;
+    let old_root = std::mem::replace(root, cell.root()?);
+    shared
+        .background
+        .send(Work::Drop(Box::new((old_root, old_mount, retired))));
+    Ok(cell.root()?)
 }
 
 /// A directory of the host, seen inside with the host's root as the sandbox's.

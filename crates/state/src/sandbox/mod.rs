@@ -8,6 +8,7 @@ mod checkpoint;
 mod exec;
 mod files;
 mod live;
+mod processes;
 mod queue;
 mod thread;
 
@@ -18,7 +19,9 @@ use deltabox_api::{CheckpointInfo, ExecInfo, Log, SandboxInfo, SandboxStatus, St
 
 pub use exec::{ExecEnd, ExecStarted, ExecStdio, Notice};
 
+pub use files::Export;
 pub(crate) use live::Live;
+pub(crate) use processes::ProcessState;
 pub use thread::Handle;
 
 use crate::catalog::{CheckpointRecord, SandboxRecord};

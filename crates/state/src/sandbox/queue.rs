@@ -53,14 +53,6 @@ impl<S> Queue<S> {
         job
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.jobs
-            .lock()
-            .expect("no job runs under the lock")
-            .jobs
-            .is_empty()
-    }
-
     /// Refuses further jobs and drops the waiting ones.
     pub fn close(&self) {
         let jobs = {

@@ -1,0 +1,237 @@
+//! The process half: the engine of one sandbox, and what ties it to the cell.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use deltabox_api::Refusal;
+use deltabox_isolation::SkeletonSpec;
+use deltabox_process::descriptor::{ContentDirectory, ExternalId};
+use deltabox_process::{Engine, Host, HostPid, Image, InsidePid, PageStore, SurveyError};
+
+use super::checkpoint::Phases;
+use crate::error::{Error, Result};
+use crate::id::ExecId;
+use crate::pool::OwnedCell;
+
+/// How long the processes may take to freeze.
+const FREEZE_LIMIT: Duration = Duration::from_secs(2);
+
+/// All processes of a sandbox at one instant; immutable, shared by reference.
+#[derive(Clone)]
+pub(crate) struct ProcessState {
+    image: Arc<Image>,
+    /// The commands whose callers were listening.
+    pub execs: Vec<ExecId>,
+}
+
+impl ProcessState {
+    pub fn len(&self) -> usize {
+        self.image.processes.len()
+    }
+}
+
+/// What a rollback did to the processes.
+#[derive(Default)]
+pub(super) struct Restored {
+    pub kept: usize,
+    pub recreated: usize,
+    pub ended: usize,
+}
+
+/// The cell as the process engine sees it.
+pub(super) struct CellHost {
+    cell: Arc<OwnedCell>,
+    root: OwnedFd,
+    network: OwnedFd,
+}
+
+fn other(error: deltabox_isolation::Error) -> io::Error {
+    io::Error::other(error)
+}
+
+impl Host for CellHost {
+    fn freeze(&mut self) -> io::Result<()> {
+        self.cell.cgroup().freeze(FREEZE_LIMIT).map_err(other)
+    }
+
+    fn thaw(&mut self) -> io::Result<()> {
+        self.cell.cgroup().thaw().map_err(other)
+    }
+
+    fn pids(&mut self) -> io::Result<Vec<HostPid>> {
+        let pids = self.cell.cgroup().procs().map_err(other)?;
+        Ok(pids.into_iter().filter_map(HostPid::new).collect())
+    }
+
+    fn init_pid(&self) -> HostPid {
+        HostPid::new(self.cell.init_pid()).expect("the kernel gives out positive process ids")
+    }
+
+    fn set_next_pid(&mut self, pid: InsidePid) -> io::Result<()> {
+        self.cell.set_last_pid(pid.0 - 1).map_err(other)
+    }
+
+    fn skeleton(&mut self, pid: InsidePid) -> io::Result<HostPid> {
+        let spec = SkeletonSpec {
+            pid_inside: Some(pid.0),
+            confine: true,
+        };
+        let started = self.cell.skeleton(&spec).map_err(other)?;
+        HostPid::new(started.pid).ok_or_else(|| io::Error::other("init gave no process id"))
+    }
+
+    fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    fn net_namespace(&self) -> BorrowedFd<'_> {
+        self.network.as_fd()
+    }
+}
+
+/// The processes of a live sandbox. Belongs to the sandbox's thread, because ptrace does.
+pub(super) struct Processes {
+    engine: Engine<CellHost>,
+    /// The state captured or restored last: what did not change since is shared with it.
+    last: Option<Arc<Image>>,
+    next_external: u64,
+}
+
+impl Processes {
+    /// `contents` is a directory for what has no name in the files: deleted but open files and memfds.
+    pub fn new(cell: Arc<OwnedCell>, pages: PageStore, contents: &Path) -> Result<Self> {
+        let failed = |error: io::Error| Error::io("cannot keep contents of open files", &error);
+        std::fs::create_dir_all(contents).map_err(failed)?;
+        let contents = Box::new(ContentDirectory::open(contents).map_err(failed)?);
+        let host = CellHost {
+            root: cell.root()?,
+            network: cell.namespace("net")?,
+            cell,
+        };
+        Ok(Self {
+            engine: Engine::new(host, pages, contents),
+            last: None,
+            next_external: 0,
+        })
+    }
+
+    /// Tells of a new root; the processes' own roots have followed it already.
+    pub fn root_switched(&mut self, root: OwnedFd) {
+        self.engine.host().root = root;
+    }
+
+    /// Registers the ends of a command's streams that the sandbox holds: they are outside the state.
+    pub fn add_external(&mut self, sandbox_end: BorrowedFd<'_>, duplicate: bool) -> Result<ExternalId> {
+        let id = ExternalId(self.next_external);
+        self.next_external += 1;
+        let externals = self.engine.externals();
+        let registered = if duplicate {
+            externals.register(id, sandbox_end)
+        } else {
+            externals.register_object(id, sandbox_end)
+        };
+        registered.map_err(|error| Error::io("cannot keep a command's stream", &error))?;
+        Ok(id)
+    }
+
+    pub fn remove_external(&mut self, id: ExternalId) {
+        self.engine.externals().remove(id);
+    }
+
+    /// Stops all processes, captures them, calls `files` at that same instant, and lets them go. On any error they
+    /// run on as if nothing had been asked.
+    pub fn capture<T>(
+        &mut self,
+        execs: Vec<ExecId>,
+        phases: &mut Phases,
+        files: impl FnOnce() -> Result<T>,
+    ) -> Result<(ProcessState, T, u64)> {
+        let mut stopped = self.engine.stop().map_err(stop_failed)?;
+        let survey = stopped.survey().map_err(survey_failed)?;
+        let image = stopped
+            .capture(survey, self.last.as_deref())
+            .map_err(survey_failed)?;
+        let files = phases.time("files", files)?;
+        let report = stopped
+            .resume()
+            .map_err(|error| Error::internal("cannot let the processes go on", error))?;
+        phases.extend(&report.phases);
+        let image = Arc::new(image);
+        self.last = Some(image.clone());
+        Ok((ProcessState { image, execs }, files, report.bytes_stored))
+    }
+
+    /// Stops all processes, calls `files` to put the target's files in place, and makes the processes what `target`
+    /// says. `files` returns the new root.
+    pub fn restore(
+        &mut self,
+        target: &ProcessState,
+        phases: &mut Phases,
+        files: impl FnOnce() -> std::result::Result<OwnedFd, Failed>,
+    ) -> std::result::Result<Restored, Failed> {
+        let mut stopped = self
+            .engine
+            .stop()
+            .map_err(|error| Failed::Untouched(stop_failed(error)))?;
+        stopped.host().root = phases.time("files", files)?;
+        let broken = |error: &dyn std::fmt::Display| {
+            Failed::Broken(Error::internal("cannot restore the processes", error))
+        };
+        stopped.restore(&target.image).map_err(|error| broken(&error))?;
+        let report = stopped.resume().map_err(|error| broken(&error))?;
+        phases.extend(&report.phases);
+        self.last = Some(target.image.clone());
+        Ok(Restored {
+            kept: report.in_place,
+            recreated: report.created,
+            ended: report.killed,
+        })
+    }
+}
+
+/// How a restore failed.
+pub(super) enum Failed {
+    /// Before anything was changed.
+    Untouched(Error),
+    /// Past the point of no return.
+    Broken(Error),
+}
+
+fn stop_failed(error: deltabox_process::StopError) -> Error {
+    Error::refused(format!("the sandbox could not be stopped: {error}"), Vec::new())
+}
+
+fn survey_failed(error: SurveyError) -> Error {
+    match error {
+        SurveyError::Refused(refusals) => refused(refusals),
+        error => Error::internal("cannot capture the processes", error),
+    }
+}
+
+/// One line for all, details for those who ask.
+fn refused(refusals: Vec<deltabox_process::Refusal>) -> Error {
+    let Some(first) = refusals.first() else {
+        return Error::refused("the state cannot be checkpointed", Vec::new());
+    };
+    let others = if refusals.len() > 1 {
+        format!(" (and {} more)", refusals.len() - 1)
+    } else {
+        String::new()
+    };
+    let line = format!(
+        "process {} ({}): {}: {}{others}",
+        first.pid, first.name, first.what, first.why
+    );
+    let remedy = first.remedy.clone();
+    let refusals = refusals.into_iter().map(|refusal| Refusal {
+        pid: Some(refusal.pid.0),
+        process: refusal.name,
+        what: refusal.what,
+        why: refusal.why,
+        remedy: refusal.remedy,
+    });
+    Error::refused(format!("cannot be checkpointed: {line}"), refusals.collect()).hint(remedy)
+}
