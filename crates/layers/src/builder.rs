@@ -65,13 +65,19 @@ impl Builder<'_> {
     /// The overlay to switch to when `package` is frozen: above its `layer`, which is empty until then. Nothing is
     /// looked up in the overlay before, so it holds no stale knowledge of that directory.
     pub(crate) fn next(&self, package: &Package, root: &Metadata) -> Result<Mounted> {
-        let mut chain = self.chain(&package.volume, package.parent)?;
+        let volume = &package.volume;
+        let id = self.store.next_layer()?;
+        let name = LayerName::Plain {
+            id,
+            parent: Some(package.id),
+        };
+        let (mut chain, claim) = self.claim(volume, package.parent, name, Some(package.name()))?;
         let mut lowers = vec![package.relative("layer")];
-        lowers.extend(chain.iter().map(|name| package.volume.layer_relative(*name)));
+        lowers.extend(chain.iter().map(|name| volume.layer_relative(*name)));
         chain.insert(0, package.name());
-        let next = Package::create(&package.volume, self.store.next_layer()?, Some(package.id))?;
+        let next = Package::create(volume, id, Some(package.id))?;
         root.apply(&next.fs())?;
-        self.mount(next, chain, &lowers, root.clone())
+        self.mount(next, chain, claim, &lowers, root.clone())
     }
 
     /// An overlay that shows `frozen`. With `ahead` also the one to switch to from there is made, if that would be
@@ -82,24 +88,24 @@ impl Builder<'_> {
         match frozen.top {
             Top::Base => self.fresh(&volume, None),
             Top::Layer(id) => self.fresh(&volume, Some(id)),
-            Top::Snapshot(id) => self.from_snapshot(&volume, id, ahead),
+            Top::Snapshot(id) => self.go_on_from(&volume, id, ahead),
         }
     }
 
     fn fresh(&self, volume: &Arc<Volume>, parent: Option<LayerId>) -> Result<Restored> {
-        let chain = self.chain(volume, parent)?;
-        let below = chain
-            .first()
-            .map(|name| volume.layer_path(*name))
-            .or_else(|| self.base.layers.first().cloned());
-        let root = Metadata::read(&below.ok_or_else(|| Error::BadPath {
+        let id = self.store.next_layer()?;
+        let (chain, claim) = self.claim(volume, parent, LayerName::Plain { id, parent }, None)?;
+        let below = chain.first().map(|name| volume.layer_path(*name));
+        let below = below.or_else(|| self.base.layers.first().cloned());
+        let no_base = || Error::BadPath {
             path: PathBuf::new(),
             why: "the base has no directory",
-        })?)?;
-        let package = Package::create(volume, self.store.next_layer()?, parent)?;
+        };
+        let root = Metadata::read(&below.ok_or_else(no_base)?)?;
+        let package = Package::create(volume, id, parent)?;
         root.apply(&package.fs())?;
         let lowers: Vec<_> = chain.iter().map(|name| volume.layer_relative(*name)).collect();
-        let mounted = self.mount(package, chain, &lowers, root.clone())?;
+        let mounted = self.mount(package, chain, claim, &lowers, root.clone())?;
         Ok(Restored {
             mounted,
             next: None,
@@ -108,7 +114,7 @@ impl Builder<'_> {
     }
 
     /// A snapshot is gone on with in a writable snapshot of it: its writable layer is the new one's.
-    fn from_snapshot(&self, source: &Arc<Volume>, top: LayerId, ahead: bool) -> Result<Restored> {
+    fn go_on_from(&self, source: &Arc<Volume>, top: LayerId, ahead: bool) -> Result<Restored> {
         let since = Tick::now();
         let volume = self.store.snapshot(source, false)?;
         let result = self.go_on(&volume, top, ahead, since);
@@ -137,9 +143,9 @@ impl Builder<'_> {
         remove_others(volume, &package)?;
         renew_work(&package)?;
         let root = Metadata::read(&package.fs())?;
-        let chain = self.chain(volume, parent)?;
+        let (chain, claim) = self.claim(volume, parent, package.name(), None)?;
         let lowers: Vec<_> = chain.iter().map(|name| volume.layer_relative(*name)).collect();
-        let mounted = self.mount(package.clone(), chain, &lowers, root.clone())?;
+        let mounted = self.mount(package.clone(), chain, claim, &lowers, root.clone())?;
         if !ahead {
             return Ok(Restored {
                 mounted,
@@ -159,29 +165,45 @@ impl Builder<'_> {
         })
     }
 
-    fn chain(&self, volume: &Arc<Volume>, top: Option<LayerId>) -> Result<Vec<LayerName>> {
+    /// The chain below the package `name`, and the claim on it. `above` is claimed too: the layer that is about to
+    /// come between them.
+    fn claim(
+        &self,
+        volume: &Arc<Volume>,
+        parent: Option<LayerId>,
+        name: LayerName,
+        above: Option<LayerName>,
+    ) -> Result<(Vec<LayerName>, Claim)> {
         let missing = || Error::Missing(format!("a layer of volume {}", volume.id));
-        let chain = volume.chain(top).ok_or_else(missing)?;
-        if chain.len() + self.base.layers.len() < CHAIN_MAX {
-            return Ok(chain);
+        let _gate = self
+            .store
+            .0
+            .gate
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut chain = volume.chain(parent).ok_or_else(missing)?;
+        if chain.len() + self.base.layers.len() >= CHAIN_MAX {
+            // The background merging was not run, or could not keep up.
+            squash::squash(self.store, volume, parent)?;
+            chain = volume.chain(parent).ok_or_else(missing)?;
         }
-        // The background merging was not run, or could not keep up.
-        squash::squash(self.store, volume, top)?;
-        volume.chain(top).ok_or_else(missing)
+        let layers = above.iter().chain(&chain).copied().collect();
+        let claim = self.store.claim(Claimed {
+            volume: volume.id,
+            layers,
+            package: Some(name),
+        });
+        Ok((chain, claim))
     }
 
     fn mount(
         &self,
         package: Package,
         chain: Vec<LayerName>,
+        claim: Claim,
         lowers: &[String],
         root: Metadata,
     ) -> Result<Mounted> {
-        let claim = self.store.claim(Claimed {
-            volume: package.volume.id,
-            layers: chain.clone(),
-            package: Some(package.name()),
-        });
         let base: Vec<BorrowedFd<'_>> = self.base_views.iter().map(|view| view.root()).collect();
         let mount = mounting::mount(&Parts {
             store: self.view.root(),

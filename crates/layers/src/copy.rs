@@ -19,7 +19,26 @@ impl Shift {
     fn apply(self, mut metadata: Metadata) -> Metadata {
         metadata.uid = metadata.uid.saturating_add(self.0);
         metadata.gid = metadata.gid.saturating_add(self.0);
+        for (name, value) in &mut metadata.xattrs {
+            if name.as_encoded_bytes().starts_with(b"system.posix_acl_") {
+                self.apply_to_acl(value);
+            }
+        }
         metadata
+    }
+
+    /// Named users and groups of an ACL: after a version (4 bytes), entries of tag (2 bytes), permissions (2 bytes) and
+    /// id (4 bytes), see linux/posix_acl_xattr.h.
+    fn apply_to_acl(self, value: &mut [u8]) {
+        const ACL_USER: u16 = 2;
+        const ACL_GROUP: u16 = 8;
+        for entry in value.get_mut(4..).unwrap_or_default().chunks_exact_mut(8) {
+            let tag = u16::from_le_bytes([entry[0], entry[1]]);
+            if tag == ACL_USER || tag == ACL_GROUP {
+                let id = u32::from_le_bytes([entry[4], entry[5], entry[6], entry[7]]);
+                entry[4..].copy_from_slice(&id.saturating_add(self.0).to_le_bytes());
+            }
+        }
     }
 }
 

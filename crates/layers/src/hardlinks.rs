@@ -10,6 +10,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,9 +31,9 @@ use crate::store::Store;
 const NLINK: &str = "trusted.overlay.nlink";
 const ORIGIN: &str = "trusted.overlay.origin";
 
-/// Bits of an inode number that overlayfs leaves alone: it needs one more than the logarithm of the number of
-/// different filesystems among the layers.
-const INODE_BITS: u64 = u64::MAX >> 8;
+/// Bits of an inode number that overlayfs leaves alone: it takes the upper 32 for itself where all layers are on
+/// filesystems with short inode numbers (ext4), and fewer otherwise.
+const INODE_BITS: u64 = u32::MAX as u64;
 
 /// A file of the index directory: a name of the copy in the writable layer.
 struct Indexed {
@@ -136,6 +137,13 @@ fn entries(index: &Path) -> Result<Vec<PathBuf>> {
 fn incomplete(work: &Path) -> Result<Vec<Indexed>> {
     let mut found = Vec::new();
     for path in entries(&work.join("index"))? {
+        // Names that start so are overlayfs's own: files on their way, and a whiteout to make others from.
+        if path
+            .file_name()
+            .is_some_and(|name| name.as_bytes().starts_with(b"#"))
+        {
+            continue;
+        }
         let metadata = fs::symlink_metadata(&path).doing("reading", &path)?;
         if metadata.is_dir() {
             continue;

@@ -10,6 +10,7 @@
 
 mod builder;
 mod changed;
+mod collect;
 mod copy;
 mod diff;
 mod error;
@@ -25,6 +26,7 @@ mod mounting;
 mod nodes;
 mod package;
 mod reaper;
+mod restore;
 mod squash;
 mod stack;
 mod store;
@@ -32,6 +34,7 @@ mod tree;
 mod view;
 mod volume;
 
+pub use collect::{Collected, Horizon, LayerSize};
 pub use diff::{Change, ChangeKind, TEXT_BYTES_MAX, TextDiff};
 pub use error::{Error, Result};
 pub use features::Features;
@@ -39,6 +42,7 @@ pub use idmap::IdMap;
 pub use ids::{LayerId, VolumeId};
 pub use live::{Base, FileState, Freeze, Phases, Retired, SquashJob, Switched, Way};
 pub use mask::{Mask, MaskEntry};
+pub use restore::Restored;
 pub use squash::Squashed;
 pub use store::{Store, StoreKind, StoreOptions, Usage};
 pub use view::{Entry, EntryKind, FileView};

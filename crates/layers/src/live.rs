@@ -116,6 +116,7 @@ pub struct FileState {
     pub(crate) base: Base,
     view: Arc<View>,
     base_views: Vec<Arc<View>>,
+    first_id: u32,
     pub(crate) live: Mounted,
     baseline: Baseline,
     /// The state that the live one started from.
@@ -185,11 +186,16 @@ impl FileState {
             base,
             view,
             base_views,
+            first_id: if ids.userns.is_some() { ids.first } else { 0 },
             live,
             baseline,
             last: *frozen,
             ready: Ready { next, back: None },
         })
+    }
+
+    pub(crate) fn first_id(&self) -> u32 {
+        self.first_id
     }
 
     /// The mount of the live state, to be attached as the sandbox's root. All descriptors returned are the same

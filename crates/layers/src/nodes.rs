@@ -113,8 +113,8 @@ impl Metadata {
             uid: stat.st_uid,
             gid: stat.st_gid,
             mode: stat.st_mode & 0o7777,
-            atime: (stat.st_atime, stat.st_atime_nsec as i64),
-            mtime: (stat.st_mtime, stat.st_mtime_nsec as i64),
+            atime: (stat.st_atime, stat.st_atime_nsec),
+            mtime: (stat.st_mtime, stat.st_mtime_nsec),
             xattrs,
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use rustix::fs::{FlockOperation, flock, fstatvfs, syncfs};
 use rustix::io::Errno;
@@ -74,6 +74,8 @@ pub(crate) struct Inner {
     volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
     pub claims: Mutex<HashMap<u64, Claimed>>,
     next_claim: AtomicU64,
+    /// Read-locked from looking a chain up until it is claimed, write-locked while rubbish is given up.
+    pub gate: RwLock<()>,
     /// Before the mount and the lock, so that it has ended when they go.
     pub reaper: Reaper,
     mounted: Option<Mounted>,
@@ -161,6 +163,7 @@ impl Store {
             volumes: Mutex::default(),
             claims: Mutex::default(),
             next_claim: AtomicU64::new(0),
+            gate: RwLock::new(()),
             reaper: Reaper::start().doing("starting a thread for", &root)?,
             root,
             volumes_dir,
@@ -282,6 +285,14 @@ impl Store {
             .expect("no panic while held")
             .insert(path.to_path_buf(), Arc::clone(&table));
         Ok(table)
+    }
+
+    pub(crate) fn forget_links(&self, path: &Path) {
+        self.0
+            .link_tables
+            .lock()
+            .expect("no panic while held")
+            .remove(path);
     }
 
     pub(crate) fn claim(&self, claimed: Claimed) -> Claim {

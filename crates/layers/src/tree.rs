@@ -122,10 +122,6 @@ impl Tree {
         }
     }
 
-    pub(crate) fn names(&self) -> impl Iterator<Item = LayerName> {
-        self.plain.values().chain(self.merged.values().flatten()).copied()
-    }
-
     /// The chain of `top` without merged layers. `None` when one of them was removed.
     pub(crate) fn plain_chain(&self, top: Option<LayerId>) -> Option<Vec<LayerName>> {
         let mut chain = Vec::new();

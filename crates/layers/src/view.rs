@@ -182,6 +182,11 @@ impl FileView {
         parent: Option<LayerId>,
         base: &Base,
     ) -> Result<Self> {
+        let _gate = store
+            .0
+            .gate
+            .read()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
         let missing = || Error::Missing(format!("a layer of volume {}", volume.id));
         let chain = volume.chain(parent).ok_or_else(missing)?;
         // The plain layers too: comparing uses whichever chain has more in common with the other side's.

@@ -1,6 +1,7 @@
 //! Random operations, freezes, rollbacks and squashes, compared with a plain directory.
 //!
-//! `DELTABOX_SEED` repeats a run, `DELTABOX_OPERATIONS` sets its length (10,000 for the long one).
+//! `DELTABOX_SEED` repeats a run, `DELTABOX_OPERATIONS` sets its length (10,000 for the long one), and from
+//! `DELTABOX_CHECK_FROM` on the trees are compared after each operation, to find the one that failed.
 
 mod support;
 
@@ -29,6 +30,7 @@ struct State {
 
 struct Run {
     seed: u64,
+    check_from: u64,
     rng: Rng,
     sandbox: Sandbox,
     model: PathBuf,
@@ -162,6 +164,10 @@ impl Run {
 
     fn step(&mut self, number: u64) {
         self.operation(number);
+        if number >= self.check_from {
+            let wanted = scan(&self.model);
+            self.check(&wanted, None, "after this step");
+        }
         match self.rng.below(100) {
             0..=4 => self.checkpoint(),
             5 | 6 => self.rollback(),
@@ -244,6 +250,7 @@ fn seed() -> u64 {
 fn run(kind: StoreKind, ways: &'static [Way]) {
     let operations = std::env::var("DELTABOX_OPERATIONS").map_or(600, |text| text.parse().unwrap());
     let seed = seed();
+    let check_from = std::env::var("DELTABOX_CHECK_FROM").map_or(u64::MAX, |text| text.parse().unwrap());
     println!("seed {seed}");
     isolated(move |dir| {
         let mut rng = Rng::new(seed);
@@ -262,6 +269,7 @@ fn run(kind: StoreKind, ways: &'static [Way]) {
         let (states, log) = (Vec::new(), Vec::new());
         let mut run = Run {
             seed,
+            check_from,
             rng,
             sandbox,
             model,
