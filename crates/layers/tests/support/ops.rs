@@ -135,7 +135,7 @@ impl Op {
             34 => Op::Chown(some(rng), rng.below(4) as u32, rng.below(4) as u32),
             35 => Op::SetXattr(
                 some(rng),
-                rng.pick(&["user.one", "user.two", "trusted.mine"]),
+                ["user.one", "user.two", "trusted.mine"][rng.below(3)],
                 bytes(rng, 200),
             ),
             36 => match rng.below(3) {
