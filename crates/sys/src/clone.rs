@@ -184,7 +184,13 @@ pub fn reset_signals() -> io::Result<()> {
         // SAFETY: the kernel reads its `struct sigaction` (at most 64 bytes) from `default` and stores nothing. KILL
         // and STOP are refused, which is ignored.
         unsafe {
-            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null_mut::<u64>(), size_of::<u64>())
+            libc::syscall(
+                libc::SYS_rt_sigaction,
+                signal,
+                default.as_ptr(),
+                std::ptr::null_mut::<u64>(),
+                size_of::<u64>(),
+            )
         };
     }
     unblock_signals()
@@ -209,7 +215,11 @@ pub fn unblock_signals() -> io::Result<()> {
 /// program become invalid, so the caller must not use, or drop, any such value afterwards. Takes the proof so that no
 /// other thread can be using them.
 pub fn close_all_but(_proof: &SingleThreaded, first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut kept: Vec<u32> = keep.iter().map(|fd| fd.as_raw_fd() as u32).filter(|fd| *fd >= first).collect();
+    let mut kept: Vec<u32> = keep
+        .iter()
+        .map(|fd| fd.as_raw_fd() as u32)
+        .filter(|fd| *fd >= first)
+        .collect();
     kept.sort_unstable();
     kept.dedup();
     let mut from = first;
@@ -254,4 +264,56 @@ pub fn send_signal(pid: i32, signal: i32) -> io::Result<()> {
         return Err(io::Error::last_os_error());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+
+    #[test]
+    fn a_process_with_threads_cannot_prove_the_contrary() {
+        std::thread::scope(|scope| {
+            let other = scope.spawn(std::thread::park);
+            assert_eq!(
+                SingleThreaded::prove().unwrap_err().raw_os_error(),
+                Some(libc::EBUSY)
+            );
+            other.thread().unpark();
+        });
+    }
+
+    #[test]
+    fn only_namespaces_can_be_unshared() {
+        let refused = unshare_namespaces(UnshareFlags::FILES).unwrap_err();
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+    }
+
+    #[test]
+    fn signals_reach_their_process_or_fail() {
+        send_signal(std::process::id() as i32, 0).unwrap();
+        assert_eq!(
+            send_signal(i32::MAX, 0).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
+        assert_eq!(
+            send_signal(1, 1000).unwrap_err().raw_os_error(),
+            Some(libc::EINVAL)
+        );
+    }
+
+    #[test]
+    fn a_child_signal_fd_is_silent_without_children() {
+        std::thread::spawn(|| {
+            let fd = child_signal_fd().unwrap();
+            let mut record = [0; 128];
+            assert_eq!(
+                rustix::io::read(fd.as_fd(), &mut record).unwrap_err(),
+                rustix::io::Errno::AGAIN
+            );
+        })
+        .join()
+        .unwrap();
+    }
 }

@@ -26,11 +26,20 @@ const _: () = assert!(align_of::<FilterInstruction>() == align_of::<libc::sock_f
 /// valid, `ENOMEM` for too many filters.
 pub fn install_filter(program: &[FilterInstruction]) -> io::Result<()> {
     let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let header =
-        libc::sock_fprog { len: length, filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut() };
+    let header = libc::sock_fprog {
+        len: length,
+        filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
+    };
     // SAFETY: `header` points to `length` instructions of the kernel's layout (asserted above), which the kernel only
     // reads, during the call.
-    let result = unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0, &raw const header) };
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            0,
+            &raw const header,
+        )
+    };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -43,6 +52,9 @@ mod tests {
 
     #[test]
     fn an_empty_filter_is_refused() {
-        assert_eq!(install_filter(&[]).unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        assert_eq!(
+            install_filter(&[]).unwrap_err().raw_os_error(),
+            Some(libc::EINVAL)
+        );
     }
 }

@@ -3,13 +3,14 @@
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::fs::{Mode, mkdirat};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 
 use super::mounts::{Hierarchy, below, hierarchies, own_path};
-use super::{Cgroup, Limits, V1Group, VANISH_WAIT, remove_dir};
+use super::{Cgroup, Limits, Parents, VANISH_WAIT, remove_dir};
 use crate::error::{Context, Error, Result};
 use crate::files;
 
@@ -82,11 +83,8 @@ impl Features {
 /// Makes the cgroups of the cells of one owner, all below directories named after its state.
 #[derive(Debug)]
 pub struct CgroupDriver {
-    features: Features,
     state_dir: String,
-    v2: OwnedFd,
-    /// Controllers and the state's directory.
-    v1: Vec<(Vec<&'static str>, OwnedFd)>,
+    parents: Arc<Parents>,
     /// Directories that hold the state's directories, to remove those at the end.
     bases: Vec<OwnedFd>,
     /// Where v1 hierarchies are mounted.
@@ -108,54 +106,48 @@ impl CgroupDriver {
         let enabled = enable_on(&base);
         make_dir(&base, &state_dir)?;
         let v2 = files::open_dir(&base, &state_dir).context("open the state's cgroup")?;
-        let mut bases = vec![base];
-        let mut v1: Vec<(Vec<&'static str>, OwnedFd)> = Vec::new();
-        let mut places = Vec::new();
-        for controller in CONTROLLERS {
-            if enabled.contains(&controller)
+        let enabled = |controller: &str| {
+            enabled.contains(&controller)
                 && files::write(&v2, "cgroup.subtree_control", &format!("+{controller}")).is_ok()
-            {
-                places.push(Place::V2);
-                continue;
-            }
-            match v1_base(&mounts, &own, controller) {
-                Ok((shared, base)) => {
-                    // Several controllers may share one hierarchy.
-                    if let Some((held, _)) = v1
-                        .iter_mut()
-                        .find(|(held, _)| held.iter().any(|c| shared.iter().any(|s| s == c)))
-                    {
-                        held.push(controller);
-                    } else {
-                        make_dir(&base, &state_dir)?;
-                        v1.push((
-                            vec![controller],
-                            files::open_dir(&base, &state_dir).context("open the state's cgroup")?,
-                        ));
-                        bases.push(base);
-                    }
-                    places.push(Place::V1);
-                }
-                Err(why) => places.push(Place::Nowhere(why)),
-            }
-        }
-        let mut places = places.into_iter();
-        let mut next = || places.next().unwrap_or(Place::Nowhere("not looked for".into()));
-        let features = Features {
-            memory: next(),
-            pids: next(),
-            cpu: next(),
         };
+        let mut v1 = V1Places {
+            mounts: &mounts,
+            own: &own,
+            state_dir: &state_dir,
+            used: Vec::new(),
+            bases: vec![base],
+        };
+        let features = Features {
+            memory: if enabled("memory") {
+                Place::V2
+            } else {
+                v1.place("memory")?
+            },
+            pids: if enabled("pids") {
+                Place::V2
+            } else {
+                v1.place("pids")?
+            },
+            cpu: if enabled("cpu") {
+                Place::V2
+            } else {
+                v1.place("cpu")?
+            },
+        };
+        let V1Places { used, bases, .. } = v1;
+        let parents = Arc::new(Parents {
+            v2,
+            v1: used,
+            features,
+        });
         let v1_mounts = mounts
             .into_iter()
             .filter(|m| m.controllers.is_some())
             .map(|m| m.mount_point)
             .collect();
         Ok(Self {
-            features,
             state_dir,
-            v2,
-            v1,
+            parents,
             bases,
             v1_mounts,
         })
@@ -163,61 +155,43 @@ impl CgroupDriver {
 
     /// Which limits can be held here.
     pub fn features(&self) -> &Features {
-        &self.features
+        &self.parents.features
     }
 
     /// Whether init is counted against the memory limit of its cell, so that commands must be made the likelier
     /// victims when memory runs out.
     pub(crate) fn init_shares_memory_limit(&self) -> bool {
-        self.features.memory == Place::V1
+        self.parents.features.memory == Place::V1
     }
 
     /// Makes the cgroups of a cell. `name` must be unique among the cells of this owner.
     pub fn create(&self, name: &str) -> Result<Cgroup> {
         check_name(name)?;
-        let made = self.make(name);
+        let parent = &self.parents.v2;
+        mkdirat(parent, name, Mode::from_raw_mode(0o755)).context(format!("make cgroup {name}"))?;
+        let made = self.fill(name);
         if made.is_err() {
-            // Half-made directories are empty: a cell has no processes yet.
-            let end = Instant::now();
-            if let Ok(cell) = files::open_dir(&self.v2, name) {
-                let _ = remove_dir(&cell, "run", end);
-                let _ = remove_dir(&cell, "init", end);
-            }
-            let _ = remove_dir(&self.v2, name, end);
-            for (_, parent) in &self.v1 {
-                let _ = remove_dir(parent, name, end);
+            // Half-made directories are empty: a cell has no processes yet. The first failure is the one to tell.
+            let _ = remove_tree(parent, name, Instant::now());
+            for (_, parent) in &self.parents.v1 {
+                let _ = remove_dir(parent, name, Instant::now());
             }
         }
         made
     }
 
-    fn make(&self, name: &str) -> Result<Cgroup> {
-        let parent = self.v2.try_clone().context("duplicate a descriptor")?;
-        mkdirat(&parent, name, Mode::from_raw_mode(0o755)).context(format!("make cgroup {name}"))?;
-        let cell = files::open_dir(&parent, name).context("open the cell's cgroup")?;
+    fn fill(&self, name: &str) -> Result<Cgroup> {
+        let cell = files::open_dir(&self.parents.v2, name).context("open the cell's cgroup")?;
         make_dir(&cell, "init")?;
         make_dir(&cell, "run")?;
-        let init = files::open_dir(&cell, "init").context("open init's cgroup")?;
         let run = files::open_dir(&cell, "run").context("open the commands' cgroup")?;
-        let mut v1 = Vec::new();
-        for (controllers, parent) in &self.v1 {
+        for (_, parent) in &self.parents.v1 {
             make_dir(parent, name)?;
-            let parent = parent.try_clone().context("duplicate a descriptor")?;
-            let dir = files::open_dir(&parent, name).context("open the cell's cgroup")?;
-            v1.push(V1Group {
-                controllers: controllers.clone(),
-                parent,
-                dir,
-            });
         }
         Ok(Cgroup {
             name: name.to_owned(),
-            parent,
-            cell,
-            init,
+            parents: Arc::clone(&self.parents),
             run,
-            v1,
-            features: self.features.clone(),
             removed: false,
         })
     }
@@ -226,8 +200,8 @@ impl CgroupDriver {
     /// v1 cgroup than this one. To be called before the first cell.
     pub fn sweep(&self) -> Result<()> {
         let end = Instant::now() + VANISH_WAIT;
-        let current: Vec<&OwnedFd> = std::iter::once(&self.v2)
-            .chain(self.v1.iter().map(|(_, dir)| dir))
+        let current: Vec<&OwnedFd> = std::iter::once(&self.parents.v2)
+            .chain(self.parents.v1.iter().map(|(_, dir)| dir))
             .collect();
         for dir in &current {
             kill_below(dir);
@@ -269,6 +243,38 @@ impl CgroupDriver {
             remove_dir(base, &self.state_dir, end)?;
         }
         Ok(())
+    }
+}
+
+/// Finds the v1 hierarchies that hold limits, and makes the state's directories there.
+struct V1Places<'a> {
+    mounts: &'a [Hierarchy],
+    own: &'a str,
+    state_dir: &'a str,
+    used: Vec<(Vec<&'static str>, OwnedFd)>,
+    bases: Vec<OwnedFd>,
+}
+
+impl V1Places<'_> {
+    fn place(&mut self, controller: &'static str) -> Result<Place> {
+        let (shared, base) = match v1_base(self.mounts, self.own, controller) {
+            Ok(found) => found,
+            Err(why) => return Ok(Place::Nowhere(why)),
+        };
+        // Several controllers may share one hierarchy.
+        let same = self
+            .used
+            .iter_mut()
+            .find(|(used, _)| used.iter().any(|c| shared.iter().any(|s| s == c)));
+        if let Some((used, _)) = same {
+            used.push(controller);
+            return Ok(Place::V1);
+        }
+        make_dir(&base, self.state_dir)?;
+        let dir = files::open_dir(&base, self.state_dir).context("open the state's cgroup")?;
+        self.used.push((vec![controller], dir));
+        self.bases.push(base);
+        Ok(Place::V1)
     }
 }
 

@@ -10,6 +10,7 @@ mod mounts;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{AtFlags, Gid, Uid, chownat, unlinkat};
@@ -48,32 +49,28 @@ pub struct Stats {
     pub oom_kills: Option<u64>,
 }
 
-/// The cgroups of one cell.
+/// The cgroups of one cell. Holds few descriptors: there are hundreds of cells.
 #[derive(Debug)]
 pub struct Cgroup {
     name: String,
-    /// The directory of this state in the v2 hierarchy, the cell, and the cell's children.
-    parent: OwnedFd,
-    cell: OwnedFd,
-    init: OwnedFd,
+    parents: Arc<Parents>,
     run: OwnedFd,
-    /// Controllers on v1: the directory of this state and the cell's directory in it.
-    v1: Vec<V1Group>,
-    features: Features,
     removed: bool,
 }
 
+/// The directories of one owner, in which the cells' directories are.
 #[derive(Debug)]
-struct V1Group {
-    controllers: Vec<&'static str>,
-    parent: OwnedFd,
-    dir: OwnedFd,
+pub(super) struct Parents {
+    pub(super) v2: OwnedFd,
+    /// V1 hierarchies with the controllers used there.
+    pub(super) v1: Vec<(Vec<&'static str>, OwnedFd)>,
+    pub(super) features: Features,
 }
 
 impl Cgroup {
     /// The v2 cgroup of the cell as a whole.
-    pub fn cell(&self) -> BorrowedFd<'_> {
-        self.cell.as_fd()
+    pub fn cell(&self) -> Result<OwnedFd> {
+        files::open_dir(&self.parents.v2, &self.name).context("open the cell's cgroup")
     }
 
     /// The v2 cgroup that commands are born into.
@@ -84,7 +81,7 @@ impl Cgroup {
     /// Lets `uid` (the cell's root) clone processes into `run`: the kernel asks for write permission on
     /// `cgroup.procs` of the target and of the common ancestor (cgroup-v2.rst, "Delegation Containment").
     pub(crate) fn delegate(&self, uid: u32) -> Result<()> {
-        for dir in [&self.cell, &self.run] {
+        for dir in [self.cell()?.as_fd(), self.run()] {
             chownat(
                 dir,
                 "cgroup.procs",
@@ -97,23 +94,27 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Puts init into the v1 hierarchies; its children will follow it.
+    /// Puts init into the v1 hierarchies; its children will follow it. The first write waits for the kernel, the
+    /// others find it ready.
     pub(crate) fn adopt_v1(&self, init_pid: i32) -> Result<()> {
-        for group in &self.v1 {
-            files::write(&group.dir, "cgroup.procs", &init_pid.to_string()).context(format!(
-                "put init into the {} cgroup",
-                group.controllers.join(",")
-            ))?;
+        for (controllers, parent) in &self.parents.v1 {
+            files::write(
+                parent,
+                &format!("{}/cgroup.procs", self.name),
+                &init_pid.to_string(),
+            )
+            .context(format!("put init into the {} cgroup", controllers.join(",")))?;
         }
         Ok(())
     }
 
     /// Puts init into its own v2 cgroup and enables the controllers for its sibling.
     pub(crate) fn adopt_v2(&self, init_pid: i32) -> Result<()> {
-        files::write(&self.init, "cgroup.procs", &init_pid.to_string())
+        let cell = self.cell()?;
+        files::write(&cell, "init/cgroup.procs", &init_pid.to_string())
             .context("put init into its cgroup")?;
-        for controller in self.features.on_v2() {
-            files::write(&self.cell, "cgroup.subtree_control", &format!("+{controller}"))
+        for controller in self.parents.features.on_v2() {
+            files::write(&cell, "cgroup.subtree_control", &format!("+{controller}"))
                 .context(format!("enable the {controller} controller for the cell"))?;
         }
         Ok(())
@@ -124,17 +125,17 @@ impl Cgroup {
     /// Errors: [`Error::NoController`] before anything is changed if a wanted limit has no controller; the kernel's
     /// error if a value is refused (memory below what is in use and cannot be freed: `EBUSY`).
     pub fn set_limits(&self, limits: &Limits) -> Result<()> {
-        self.features.check(limits)?;
-        match self.features.memory {
+        self.parents.features.check(limits)?;
+        match self.parents.features.memory {
             Place::V2 => self.limit_memory_v2(limits.memory_bytes)?,
             Place::V1 => self.limit_memory_v1(limits.memory_bytes)?,
             Place::Nowhere(_) => {}
         }
-        match self.features.pids {
+        match self.parents.features.pids {
             Place::V2 => write(&self.run, "pids.max", &or_max(limits.pids))?,
             // Init is counted here.
             Place::V1 => write(
-                self.v1("pids")?,
+                &self.v1("pids")?,
                 "pids.max",
                 &or_max(limits.pids.map(|n| n.saturating_add(1))),
             )?,
@@ -144,13 +145,13 @@ impl Cgroup {
         let quota_us = limits
             .cpus
             .map(|cpus| ((cpus * PERIOD_US as f64) as u64).max(1000));
-        match self.features.cpu {
+        match self.parents.features.cpu {
             Place::V2 => write(&self.run, "cpu.max", &format!("{} {PERIOD_US}", or_max(quota_us)))?,
             Place::V1 => {
                 let dir = self.v1("cpu")?;
-                write(dir, "cpu.cfs_period_us", &PERIOD_US.to_string())?;
+                write(&dir, "cpu.cfs_period_us", &PERIOD_US.to_string())?;
                 write(
-                    dir,
+                    &dir,
                     "cpu.cfs_quota_us",
                     &quota_us.map_or("-1".into(), |q| q.to_string()),
                 )?;
@@ -172,20 +173,22 @@ impl Cgroup {
     fn limit_memory_v1(&self, bytes: Option<u64>) -> Result<()> {
         let dir = self.v1("memory")?;
         let value = bytes.map_or("-1".to_owned(), |b| b.to_string());
-        let both = |file: &str| optional(files::write(dir, file, &value)).context(format!("write {file}"));
-        if files::write(dir, "memory.limit_in_bytes", &value).is_ok() {
+        let both = |file: &str| optional(files::write(&dir, file, &value)).context(format!("write {file}"));
+        if files::write(&dir, "memory.limit_in_bytes", &value).is_ok() {
             return both("memory.memsw.limit_in_bytes");
         }
         both("memory.memsw.limit_in_bytes")?;
-        write(dir, "memory.limit_in_bytes", &value)
+        write(&dir, "memory.limit_in_bytes", &value)
     }
 
-    fn v1(&self, controller: &str) -> Result<&OwnedFd> {
-        self.v1
+    fn v1(&self, controller: &str) -> Result<OwnedFd> {
+        let (_, parent) = self
+            .parents
+            .v1
             .iter()
-            .find(|group| group.controllers.contains(&controller))
-            .map(|group| &group.dir)
-            .ok_or_else(|| Error::Invalid(format!("no v1 cgroup for {controller}")))
+            .find(|(controllers, _)| controllers.contains(&controller))
+            .ok_or_else(|| Error::Invalid(format!("no v1 cgroup for {controller}")))?;
+        files::open_dir(parent, &self.name).context(format!("open the {controller} cgroup"))
     }
 
     /// What the cell uses now.
@@ -194,7 +197,7 @@ impl Cgroup {
             pids: Some(self.tasks()?),
             ..Stats::default()
         };
-        match self.features.memory {
+        match self.parents.features.memory {
             Place::V2 => {
                 stats.memory_bytes = number(&self.run, "memory.current");
                 stats.memory_peak_bytes = number(&self.run, "memory.peak");
@@ -202,9 +205,9 @@ impl Cgroup {
             }
             Place::V1 => {
                 let dir = self.v1("memory")?;
-                stats.memory_bytes = number(dir, "memory.usage_in_bytes");
-                stats.memory_peak_bytes = number(dir, "memory.max_usage_in_bytes");
-                stats.oom_kills = keyed(dir, "memory.oom_control", "oom_kill");
+                stats.memory_bytes = number(&dir, "memory.usage_in_bytes");
+                stats.memory_peak_bytes = number(&dir, "memory.max_usage_in_bytes");
+                stats.oom_kills = keyed(&dir, "memory.oom_control", "oom_kill");
             }
             Place::Nowhere(_) => {}
         }
@@ -327,11 +330,12 @@ impl Cgroup {
             return Ok(());
         }
         let end = Instant::now() + VANISH_WAIT;
-        remove_dir(&self.cell, "run", end)?;
-        remove_dir(&self.cell, "init", end)?;
-        remove_dir(&self.parent, &self.name, end)?;
-        for group in &self.v1 {
-            remove_dir(&group.parent, &self.name, end)?;
+        let cell = self.cell()?;
+        remove_dir(&cell, "run", end)?;
+        remove_dir(&cell, "init", end)?;
+        remove_dir(&self.parents.v2, &self.name, end)?;
+        for (_, parent) in &self.parents.v1 {
+            remove_dir(parent, &self.name, end)?;
         }
         self.removed = true;
         Ok(())

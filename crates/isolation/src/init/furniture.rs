@@ -33,7 +33,7 @@ const MASKED_DIRS: [&str; 7] = [
 ];
 
 /// Settings that nobody inside may change, whatever their permissions say.
-const READ_ONLY: [&str; 5] = ["proc/sys", "proc/bus", "proc/fs", "proc/irq", "proc/asound"];
+const READ_ONLY: [&str; 4] = ["proc/sys", "proc/bus", "proc/fs", "proc/irq"];
 
 /// Where the spawner's tree has room for the mounts.
 const STAGE: &str = "/cell";

@@ -160,12 +160,13 @@ impl Init {
                     return Err(refusal("attach a root without its mount"));
                 }
                 let mount = fds.remove(0);
+                // First, because a name can be refused, and a root that is attached is not taken away again.
+                if let Some(name) = hostname {
+                    rustix::system::sethostname(name.as_bytes()).inside("set the hostname")?;
+                }
                 match binds {
                     Some(targets) => self.root.attach(furniture, mount, targets, fds)?,
                     None => self.root.switch(furniture, mount)?,
-                }
-                if let Some(name) = hostname {
-                    rustix::system::sethostname(name.as_bytes()).inside("set the hostname")?;
                 }
                 DONE
             }

@@ -121,6 +121,7 @@ impl Spawner {
             .driver
             .init_shares_memory_limit()
             .then_some(COMMAND_OOM_SCORE_ADJ);
+        let cell = cgroup.cell()?;
         let request = SpawnerRequest::Cell {
             uid_base: spec.uid_base,
             oom_score_adj,
@@ -128,7 +129,7 @@ impl Spawner {
         let fds = [
             init_requests.as_fd(),
             init_events.as_fd(),
-            cgroup.cell(),
+            cell.as_fd(),
             cgroup.run(),
         ];
         let channel = self.lock();

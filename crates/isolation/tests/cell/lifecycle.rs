@@ -310,3 +310,21 @@ fn the_sweep_finds_what_an_owner_in_another_cgroup_left() {
     let cell = world.cell();
     assert_eq!(sh(&cell, "echo on"), "on");
 }
+
+#[test]
+fn a_name_that_is_in_use_is_refused_and_its_owner_unharmed() {
+    let world = World::new();
+    let spec = world.spec(Limits::default());
+    let cell = world.spawner().cell(&spec).unwrap();
+    assert!(
+        world
+            .spawner()
+            .cell(&spec)
+            .unwrap_err()
+            .to_string()
+            .contains(&spec.id)
+    );
+    cell.attach_root(root_for(cell.uid_base()), RootSpec::default())
+        .unwrap();
+    assert_eq!(sh(&cell, "echo on"), "on");
+}

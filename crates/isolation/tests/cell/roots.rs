@@ -223,3 +223,48 @@ fn a_process_below_the_old_root_keeps_it_alive() {
     assert_eq!(run(&cell, &["touch", "/tmp/stop"]).status, ExitStatus::Code(0));
     assert_eq!(wait_for(&cell, &stays), ExitStatus::Code(0));
 }
+
+#[test]
+fn a_switch_that_fails_half_way_is_undone() {
+    let world = World::new();
+    let whole =
+        "ls -d /proc/self /sys/kernel /dev/pts/ptmx; echo x > /dev/null; tty > /dev/null || cat /mnt/keep";
+    // The first root: not a mount but a directory of one, which cannot be moved. /proc, /sys and /dev were by then.
+    let cell = world.spawner().cell(&world.spec(Limits::default())).unwrap();
+    let not_a_mount = || {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        rustix::fs::open("/etc", flags, Mode::empty()).unwrap()
+    };
+    let binds = vec![Bind {
+        mount: not_a_mount(),
+        target: "/mnt/bad".into(),
+    }];
+    cell.attach_root(
+        root_for(cell.uid_base()),
+        RootSpec {
+            hostname: None,
+            binds,
+        },
+    )
+    .unwrap_err();
+    let root = root_for(cell.uid_base());
+    write_file(&root, "mnt/keep", "kept\n");
+    cell.attach_root(root, RootSpec::default()).unwrap();
+    assert!(sh(&cell, whole).ends_with("kept"));
+    assert_eq!(sh(&cell, "grep -c ' / / ' /proc/self/mountinfo"), "1");
+    // A name that is refused, before the root is touched.
+    let cell = world.spawner().cell(&world.spec(Limits::default())).unwrap();
+    let long = RootSpec {
+        hostname: Some("x".repeat(100)),
+        binds: vec![],
+    };
+    assert!(
+        cell.attach_root(root_for(cell.uid_base()), long)
+            .unwrap_err()
+            .to_string()
+            .contains("hostname")
+    );
+    cell.attach_root(root_for(cell.uid_base()), RootSpec::default())
+        .unwrap();
+    assert_eq!(sh(&cell, "hostname"), "sandbox");
+}
