@@ -17,6 +17,7 @@ use crate::memory::capture::{Reader, absorb};
 use crate::memory::maps::{self, Vma};
 use crate::memory::page_store::PageStore;
 use crate::memory::page_tree::PageTree;
+use crate::memory::roots::Roots;
 use crate::memory::track::{Run, Tracker};
 use crate::stop::{self, Process, StopError, Tree};
 use crate::survey::{self, Refusal, SurveyError};
@@ -57,6 +58,7 @@ pub struct Engine<H: Host> {
     pub(crate) live: HashMap<HostPid, Live>,
     pub(crate) externals: Externals,
     pub(crate) contents: Box<dyn Contents + Send>,
+    pub(crate) roots: Roots,
     next_identity: u64,
 }
 
@@ -70,6 +72,7 @@ impl<H: Host> Engine<H> {
             live: HashMap::new(),
             externals: Externals::new(),
             contents,
+            roots: Roots::default(),
             next_identity: 1,
         }
     }
@@ -93,6 +96,7 @@ impl<H: Host> Engine<H> {
     pub fn stop(&mut self) -> Result<Stopped<'_, H>, StopError> {
         let start = Instant::now();
         let tree = stop::stop(&mut self.host)?;
+        self.note_root()?;
         let mut report = Report::default();
         report.add("stop", start.elapsed());
         Ok(Stopped {
@@ -100,6 +104,12 @@ impl<H: Host> Engine<H> {
             tree,
             report,
         })
+    }
+
+    /// Takes note of which mount is the sandbox's root.
+    pub(crate) fn note_root(&mut self) -> Result<(), TraceError> {
+        let failed = |source| TraceError::Request { tid: self.host.init_pid(), what: "look at the root of", source };
+        self.roots.update(self.host.root()).map_err(failed)
     }
 
     /// What is known of a live process; it is looked at for the first time if necessary.
@@ -133,7 +143,7 @@ impl<H: Host> Engine<H> {
     pub(crate) fn scan(&mut self, process: &mut Process) -> Result<Scanned, TraceError> {
         let pid = process.pid();
         let scratch = process.injector().0.scratch_range();
-        let vmas = maps::without(maps::read(pid)?, scratch);
+        let vmas = self.roots.normalize(maps::without(maps::read(pid)?, scratch));
         self.live(process)?.tracker.register(&vmas)?;
         // The first look injects a call, whose memory must not be taken for the program's.
         let scratch = process.injector().0.scratch_range();

@@ -7,6 +7,7 @@ use crate::inject::{self, Arg, Batch};
 use crate::memory::PAGE;
 use crate::memory::maps::{self, Backing, Kind, Vma};
 use crate::memory::restore::{Change, layout_changes};
+use crate::memory::roots::Roots;
 use crate::restore::RestoreError;
 use crate::stop::Process;
 
@@ -78,6 +79,7 @@ pub fn restore(
     mut now: Vec<Vma>,
     wanted: &ProcessImage,
     fresh: bool,
+    roots: &Roots,
 ) -> Result<Vec<(u64, u64)>, RestoreError> {
     let mut remapped = Vec::new();
     let mut set_up = !fresh;
@@ -92,7 +94,7 @@ pub fn restore(
             set_up = true;
         }
         let scratch = process.injector().0.scratch_range();
-        now = maps::without(maps::read(process.pid())?, scratch);
+        now = roots.normalize(maps::without(maps::read(process.pid())?, scratch));
     }
     let left = layout_changes(&now, &wanted.vmas);
     if left.is_empty() {
@@ -248,7 +250,7 @@ fn map(
         ),
         Kind::Shared(backing) => (
             libc::MAP_SHARED,
-            open_inside(process, backing, true, range, files)?.into(),
+            open_inside(process, backing, i32::from(vma.protection) & libc::PROT_WRITE != 0, range, files)?.into(),
             backing.offset,
         ),
         Kind::Kernel(name) => {

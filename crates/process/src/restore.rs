@@ -60,6 +60,7 @@ impl<H: Host> Stopped<'_, H> {
     /// be killed, and re-created by another restore.
     pub fn restore(&mut self, image: &Image) -> Result<(), RestoreError> {
         let start = Instant::now();
+        self.engine.note_root()?;
         let plan = self.plan(image)?;
         self.report.add("plan", start.elapsed());
 
@@ -173,8 +174,8 @@ fn restore_process<H: Host>(
     report.add("scan", start.elapsed());
 
     let start = Instant::now();
+    let remapped = layout::restore(process, scanned.vmas, wanted, fresh, &engine.roots)?;
     let live = engine.live(process)?;
-    let remapped = layout::restore(process, scanned.vmas, wanted, fresh)?;
     live.tracker.register(&wanted.vmas)?;
     report.add("mappings", start.elapsed());
 

@@ -5,6 +5,7 @@ pub mod maps;
 pub mod page_store;
 pub mod page_tree;
 pub mod restore;
+pub mod roots;
 pub mod track;
 
 /// Size of a page in bytes (x86-64).
