@@ -105,6 +105,10 @@ fn open_same(root: BorrowedFd<'_>, path: &[u8], ino: u64, flags: u32) -> Result<
     let what = || format!("the open file {}", String::from_utf8_lossy(path));
     // The inode is checked before the file is opened for real: opening for writing would copy a wrong file up.
     let right = |path: &[u8]| -> Result<bool, Errno> {
+        // The root itself is made anew with each mount.
+        if path == b"/" {
+            return Ok(true);
+        }
         match open_in_root(root, path, (libc::O_PATH | libc::O_NOFOLLOW) as u32) {
             Ok(found) => Ok(statx(found.as_fd(), "", AtFlags::EMPTY_PATH)?.stx_ino == ino),
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(false),
