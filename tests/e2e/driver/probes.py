@@ -260,6 +260,12 @@ def expected(name, scenario, outcome, text):
     return None
 
 
+def kind_of(text):
+    """The same for errors that differ in names and numbers only."""
+    text = text.split("\n")[0].split(": error: ")[-1]
+    return re.sub(r"0x[0-9a-f]+|[0-9a-f]{8,}|[0-9]+", "N", text)[:160]
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--scenario", action="append", choices=list(SCENARIOS))
@@ -308,7 +314,12 @@ def main():
         if rows:
             print(f"\n{title}:")
         for name, scenario, outcome, text, why in sorted(rows):
-            print(f"  {name:26} {scenario:13} {outcome:8} {text[:300]}" + (f"  [{why}]" if why else ""))
+            print(f"  {name:26} {scenario:13} {outcome:8} {text.splitlines()[0][:300] if text else ''}" + (f"  [{why}]" if why else ""))
+    kinds = collections.Counter(kind_of(text) for *_, text, _ in surprises)
+    if len(kinds) > 1:
+        print("\nkinds:")
+        for kind, n in kinds.most_common(25):
+            print(f"  {n:5}  {kind}")
     if surprises and (log := box.log()):
         print("\nend of the daemon's log:\n" + "\n".join(log.splitlines()[-15:]))
     return 1 if surprises else 0
