@@ -104,6 +104,16 @@ pub fn scan(
     }
 }
 
+/// Asks for huge pages in this memory (`MADV_HUGEPAGE`, madvise(2)); only whole huge pages inside it can come.
+///
+/// # Errors
+/// `EINVAL` when the kernel has none, or when the memory does not start at a page.
+pub fn advise_huge(memory: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the range is memory of ours, borrowed for the call; the advice changes how it is backed, not its content.
+    let result = unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_HUGEPAGE) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,10 +9,13 @@ use deltabox_image::{Digest, Error, ImageSource, ImportOptions, import};
 
 use crate::common::*;
 
+/// Content type and content by path.
+type Files = HashMap<String, (String, Vec<u8>)>;
+
 /// A registry that serves what it is given, once per connection, until it is dropped.
 struct Registry {
     address: std::net::SocketAddr,
-    files: Arc<Mutex<HashMap<String, (String, Vec<u8>)>>>,
+    files: Arc<Mutex<Files>>,
     asked: Arc<Mutex<Vec<String>>>,
     stop: Arc<std::sync::atomic::AtomicBool>,
     thread: Option<std::thread::JoinHandle<()>>,
@@ -22,7 +25,7 @@ impl Registry {
     fn new() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let files: Arc<Mutex<HashMap<String, (String, Vec<u8>)>>> = Arc::default();
+        let files: Arc<Mutex<Files>> = Arc::default();
         let asked: Arc<Mutex<Vec<String>>> = Arc::default();
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let (files2, asked2, stop2) = (files.clone(), asked.clone(), stop.clone());
@@ -90,7 +93,7 @@ impl Drop for Registry {
 
 fn answer(
     mut stream: TcpStream,
-    files: &Mutex<HashMap<String, (String, Vec<u8>)>>,
+    files: &Mutex<Files>,
     asked: &Mutex<Vec<String>>,
 ) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
