@@ -174,9 +174,10 @@ fn open_channel(
     mut batch: Batch,
     mut steps: Vec<(CallId, &'static str, Option<i32>)>,
 ) -> Result<Channel, Error> {
-    let inner = harmless(process, edit)?;
     let spare = lowest(&edit.open);
     edit.open.insert(spare);
+    // After the spare end was reserved: with a table without gaps the first free number is both.
+    let inner = harmless(process, edit)?;
     let second = lowest(&edit.open);
     let pair = batch.output(8);
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
