@@ -13,6 +13,9 @@ fn main() {
     let first = std::env::args_os().nth(1);
     let code = match first.as_ref().and_then(|argument| argument.to_str()) {
         Some("__spawner") => deltabox_isolation::spawner::main(),
+        Some(deltabox_doctor::PROBE_ARGUMENT) => {
+            deltabox_doctor::probe_main(&std::env::args().nth(2).unwrap_or_default())
+        }
         Some("__files") => inside::main(),
         _ => cli::main(),
     };

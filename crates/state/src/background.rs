@@ -122,11 +122,8 @@ impl Worker {
             let _ = done.send(self.catalog.remove(&sandbox));
         }
         self.make_durable(pending);
-        if removed {
-            tracing::debug!(
-                kept = self.kept.all().len(),
-                "rubbish stays until the store collects it"
-            );
+        if removed && let Err(error) = self.kept.collect(&self.store) {
+            tracing::error!(%error, "layers of a removed sandbox could not be removed");
         }
         for job in squash {
             if let Err(error) = job.run() {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -35,11 +35,20 @@ pub(crate) struct Shared {
 
 /// The frozen file states that checkpoints refer to: what must be left when rubbish is collected.
 #[derive(Default)]
-pub(crate) struct Kept(Mutex<HashMap<SandboxId, Vec<Frozen>>>);
+pub(crate) struct Kept {
+    states: Mutex<HashMap<SandboxId, Vec<Frozen>>>,
+    /// Held shared from before a state is frozen until it is noted here.
+    freezing: RwLock<()>,
+}
 
 impl Kept {
+    /// To be held while a state is frozen and noted.
+    pub fn freezing(&self) -> RwLockReadGuard<'_, ()> {
+        self.freezing.read().expect("not poisoned")
+    }
+
     pub fn add(&self, sandbox: &SandboxId, frozen: impl IntoIterator<Item = Frozen>) {
-        self.0
+        self.states
             .lock()
             .expect("not poisoned")
             .entry(sandbox.clone())
@@ -48,17 +57,21 @@ impl Kept {
     }
 
     pub fn remove(&self, sandbox: &SandboxId) {
-        self.0.lock().expect("not poisoned").remove(sandbox);
+        self.states.lock().expect("not poisoned").remove(sandbox);
     }
 
-    pub fn all(&self) -> Vec<Frozen> {
-        self.0
-            .lock()
-            .expect("not poisoned")
-            .values()
-            .flatten()
-            .copied()
-            .collect()
+    /// Removes everything from the store that no checkpoint and nothing live needs.
+    pub fn collect(&self, store: &Store) -> Result<()> {
+        let (horizon, frozen) = {
+            let _nobody_freezes = self.freezing.write().expect("not poisoned");
+            let states = self.states.lock().expect("not poisoned");
+            (
+                store.horizon(),
+                states.values().flatten().copied().collect::<Vec<_>>(),
+            )
+        };
+        store.collect(horizon, &frozen)?;
+        Ok(())
     }
 }
 
@@ -96,7 +109,7 @@ impl Engine {
         for (record, nodes) in &known {
             kept.add(&record.id, nodes.iter().map(|node| node.frozen));
         }
-
+        kept.collect(&store)?;
         let pool = Arc::new(Pool::start(&config)?);
         let kept = Arc::new(kept);
         let (background, worker) = Background::start(store.clone(), catalog.clone(), kept.clone())?;

@@ -5,6 +5,7 @@ mod commit;
 mod cp;
 mod create;
 mod diff;
+mod doctor;
 mod exec;
 mod export;
 mod failure;
@@ -56,6 +57,7 @@ enum Command {
     Restore(restore::Args),
     Export(export::Args),
     Commit(commit::Args),
+    Doctor(doctor::Args),
     Serve(serve::Args),
     Stop(stop::Args),
 }
@@ -103,6 +105,7 @@ fn run(command: Command) -> Outcome {
         Command::Restore(args) => restore::run(args),
         Command::Export(args) => export::run(&args),
         Command::Commit(args) => commit::run(args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Stop(args) => stop::run(&args),
     }

@@ -52,8 +52,9 @@ impl Sandbox {
         if let Some(label) = &request.label {
             self.tree.check_label(label)?;
         }
-        let live = self.live()?;
-        let frozen = live.freeze()?;
+        let shared = self.shared.clone();
+        let _freezing = shared.kept.freezing();
+        let frozen = self.live()?.freeze()?;
         let id = CheckpointId::random();
         let record = CheckpointRecord {
             id: id.clone(),
@@ -180,6 +181,7 @@ impl Live {
             .processes
             .capture(execs, &mut phases, || Ok(files.freeze(Way::Snapshot)?))?;
         let stopped = stop.elapsed();
+        self.checkpointed.extend(processes.execs.iter().cloned());
         let way = if frozen.unchanged { "unchanged" } else { "snapshot" };
         Ok(FrozenNow {
             files: frozen.frozen,

@@ -230,8 +230,11 @@ impl Live {
 
     fn remove_exec(&mut self, id: &ExecId) -> Option<Exec> {
         let exec = self.execs.remove(id)?;
-        for &external in &exec.externals {
-            self.processes.remove_external(external);
+        // A checkpoint that holds the command needs its streams to make it again.
+        if !self.checkpointed.contains(id) {
+            for &external in &exec.externals {
+                self.processes.remove_external(external);
+            }
         }
         Some(exec)
     }

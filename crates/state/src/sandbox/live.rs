@@ -1,6 +1,6 @@
 //! The live half of a sandbox: its cell, its file state, its running commands.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,6 +32,8 @@ pub(crate) struct Live {
     /// The sandbox's root directory as its processes see it.
     pub(super) root: OwnedFd,
     pub(super) execs: HashMap<ExecId, Exec>,
+    /// Commands that some checkpoint holds.
+    pub(super) checkpointed: HashSet<ExecId>,
     pub(super) shared: Arc<Shared>,
     pub created_phases: BTreeMap<String, f64>,
 }
@@ -81,6 +83,7 @@ impl Live {
             files,
             root,
             execs: HashMap::new(),
+            checkpointed: HashSet::new(),
             shared: shared.clone(),
             created_phases: phases,
         })
