@@ -13,7 +13,8 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{AtFlags, Gid, Uid, chownat, unlinkat};
+use rustix::fs::{AtFlags, Gid, Mode, OFlags, Uid, chownat, openat, unlinkat};
+use rustix::process::{Pid, getpriority_process, setpriority_process};
 
 pub use driver::{CgroupDriver, Features, Place};
 
@@ -238,7 +239,16 @@ impl Cgroup {
     /// Errors: [`Error::Silent`] if it takes longer than `bound` (a task in an uninterruptible wait).
     pub fn freeze(&self, bound: Duration) -> Result<()> {
         write(&self.run, "cgroup.freeze", "1")?;
-        match self.wait_event("frozen", 1, bound) {
+        if self.is_frozen()? {
+            return Ok(());
+        }
+        let hurried = self.hurry();
+        let frozen = self.wait_event("frozen", 1, bound);
+        for (task, nice) in hurried {
+            // It may have been killed meanwhile.
+            let _ = setpriority_process(Some(task), nice);
+        }
+        match frozen {
             Ok(true) => Ok(()),
             Ok(false) => {
                 self.thaw()?;
@@ -253,6 +263,30 @@ impl Cgroup {
                 Err(error)
             }
         }
+    }
+
+    /// A task must run to stop, so while other work keeps the processors busy the cell's tasks get the best niceness;
+    /// changing it also makes the scheduler look at once whom to run. Only a matter of speed, so failures are not
+    /// told, and large crowds, which take longer than they gain, stay as they are. Gives back what was changed.
+    fn hurry(&self) -> Vec<(Pid, i32)> {
+        const CROWD: usize = 64;
+        let tasks = files::read(&self.run, "cgroup.threads").unwrap_or_default();
+        let tasks: Vec<Pid> = tasks
+            .lines()
+            .filter_map(|line| Pid::from_raw(line.parse().ok()?))
+            .collect();
+        if tasks.len() > CROWD {
+            return Vec::new();
+        }
+        let mut changed = Vec::new();
+        for task in tasks {
+            if let Ok(nice) = getpriority_process(Some(task))
+                && setpriority_process(Some(task), -20).is_ok()
+            {
+                changed.push((task, nice));
+            }
+        }
+        changed
     }
 
     /// Asks for the freeze without waiting; see [`Self::is_frozen`].
@@ -288,39 +322,25 @@ impl Cgroup {
         write(&self.run, "cgroup.kill", "1")
     }
 
-    /// Waits until `key` of `cgroup.events` has `value`; false when the bound passed. The kernel announces changes
-    /// by POLLPRI, but the common case is over in microseconds, so it is looked at a few times first.
+    /// Waits until `key` of `cgroup.events` has `value`; false when the bound passed. By looking again and again: the
+    /// kernel announces changes by POLLPRI, but at most every 10 ms (CGROUP_FILE_NOTIFY_MIN_INTV), and the common
+    /// case is over in microseconds.
     fn wait_event(&self, key: &str, value: u64, bound: Duration) -> Result<bool> {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        use rustix::fs::{Mode, OFlags, openat};
-        let file = openat(
-            &self.run,
-            "cgroup.events",
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .context("watch the cgroup")?;
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = openat(&self.run, "cgroup.events", flags, Mode::empty()).context("watch the cgroup")?;
         let end = Instant::now() + bound;
+        let mut pause = Duration::from_micros(20);
         loop {
             let mut content = [0; 256];
             let length = rustix::io::pread(&file, &mut content, 0).context("read cgroup.events")?;
-            let text = String::from_utf8_lossy(&content[..length]);
-            if find_key(&text, key) == Some(value) {
+            if find_key(&String::from_utf8_lossy(&content[..length]), key) == Some(value) {
                 return Ok(true);
             }
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
+            if Instant::now() >= end {
                 return Ok(false);
             }
-            let wait = left.min(Duration::from_millis(100));
-            let wait = Timespec {
-                tv_sec: 0,
-                tv_nsec: wait.as_nanos() as _,
-            };
-            match poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&wait)) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error).context("wait for the cgroup"),
-            }
+            std::thread::sleep(pause);
+            pause = (pause * 5 / 4).min(Duration::from_millis(1));
         }
     }
 

@@ -103,3 +103,52 @@ fn figures() {
         pss / 20
     );
 }
+
+#[test]
+fn figures_of_freezing_and_of_many() {
+    let world = World::new();
+    let cell = world.cell();
+    let (_spinners, _output) = start(
+        &cell,
+        &[
+            "sh",
+            "-c",
+            "for i in 1 2 3 4 5 6 7 8; do (while :; do :; done) & done; wait",
+        ],
+    );
+    crate::support::eventually("they spin", || cell.cgroup().procs().unwrap().len() >= 9);
+    let mut freeze = Vec::new();
+    for _ in 0..30 {
+        std::thread::sleep(Duration::from_millis(20));
+        timed(&mut freeze, || cell.cgroup().freeze(Duration::from_secs(5))).unwrap();
+        cell.cgroup().thaw().unwrap();
+    }
+    show("freeze 8 spinning", freeze);
+    drop(cell);
+    let begun = Instant::now();
+    let cells: Vec<_> = (0..200).map(|_| world.cell()).collect();
+    println!(
+        "200 cells, one after another: {:.2} s",
+        begun.elapsed().as_secs_f64()
+    );
+    assert!(cells.iter().all(|cell| run(cell, &["echo", "x"]).text == "x\n"));
+    println!(
+        "... and a command in each: {:.2} s",
+        begun.elapsed().as_secs_f64()
+    );
+    let slab = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let unreclaimable = |text: &str| -> u64 {
+        let line = text.lines().find(|l| l.starts_with("MemAvailable:")).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse().unwrap()
+    };
+    let with = unreclaimable(&slab);
+    let begun = Instant::now();
+    drop(cells);
+    println!("200 cells ended: {:.2} s", begun.elapsed().as_secs_f64());
+    std::thread::sleep(Duration::from_millis(500));
+    let without = unreclaimable(&std::fs::read_to_string("/proc/meminfo").unwrap());
+    println!(
+        "memory available came back by {} KiB per cell",
+        without.saturating_sub(with) / 200
+    );
+}

@@ -216,3 +216,21 @@ fn a_start_held_up_by_a_freeze_does_not_stop_init() {
     });
     drop(orphaning);
 }
+
+#[test]
+fn the_smallest_memory_limit_kills_commands_and_not_init() {
+    let world = World::new();
+    let cell = world.cell_with(Limits {
+        memory_bytes: Some(MIB),
+        ..Limits::default()
+    });
+    for _ in 0..5 {
+        // Whatever becomes of the command: init survives it.
+        if let Ok(started) = cell.exec(spec(&["python3", "-c", "print(1)"], piped().0)) {
+            wait_for(&cell, &started);
+        }
+        cell.ping().unwrap();
+    }
+    cell.set_limits(&Limits::default()).unwrap();
+    assert_eq!(sh(&cell, "echo on"), "on");
+}
