@@ -55,6 +55,18 @@ impl Externals {
         Ok(())
     }
 
+    /// Gives an end for re-created processes in place of an object that is gone, such as the stream of a command
+    /// whose caller does not listen any more. What is given is not taken for the object itself.
+    pub fn substitute(&mut self, id: ExternalId, end: OwnedFd) {
+        self.ends.insert(id, end);
+    }
+
+    /// Whether an object is registered or has a substitute.
+    #[must_use]
+    pub fn knows(&self, id: ExternalId) -> bool {
+        self.ends.contains_key(&id) || self.by_object.values().any(|known| *known == id)
+    }
+
     /// Forgets an object.
     pub fn remove(&mut self, id: ExternalId) {
         self.by_object.retain(|_, other| *other != id);

@@ -102,15 +102,7 @@ impl Sandbox {
                 Ok(done) => done,
                 Err(failure) => return Err(self.rollback_failed(failure)),
             },
-            None => {
-                let (record, shared) = (&mut self.record, &self.shared);
-                self.live = Some(phases.time("start", || Live::start(record, shared, Some(&target.frozen)))?);
-                self.failure = None;
-                RolledBack {
-                    stopped: Duration::ZERO,
-                    processes: Restored::default(),
-                }
-            }
+            None => self.start_again(&target, &mut phases)?,
         };
         self.tree.set_current(target.id.clone());
         self.record.current = Some(target.id.clone());
@@ -127,6 +119,19 @@ impl Sandbox {
             recreated: done.processes.recreated,
             ended: done.processes.ended,
         })
+    }
+
+    /// Makes a new cell for a sandbox that has none.
+    fn start_again(&mut self, target: &CheckpointRecord, phases: &mut Phases) -> Result<RolledBack> {
+        let (record, shared) = (&self.record, &self.shared);
+        let mut live = phases.time("start", || Live::start(record, shared, Some(&target.frozen)))?;
+        let processes = match &target.process_state {
+            Some(state) => live.recreate(state, phases)?,
+            None => Restored::default(),
+        };
+        self.live = Some(live);
+        self.failure = None;
+        Ok(RolledBack { stopped: Duration::ZERO, processes })
     }
 
     fn rollback_failed(&mut self, failure: Failed) -> Error {
@@ -227,25 +232,32 @@ impl Live {
                 },
             });
         };
-        let Self {
-            cell,
-            processes,
-            files,
-            root,
-            shared,
-            ..
-        } = self;
-        let restored = processes.restore(state, phases, || {
-            let switched = files
-                .rollback(&target.frozen)
-                .map_err(|error| Failed::Untouched(error.into()))?;
+        let broken = |error: Error| Failed::Broken(error);
+        self.processes.substitute_externals(state, &self.shared.null).map_err(Failed::Untouched)?;
+        let Self { cell, processes, files, root, shared, .. } = &mut *self;
+        let in_place = processes.restore(state, phases, || {
+            let switched = files.rollback(&target.frozen).map_err(|error| Failed::Untouched(error.into()))?;
             switch_root(cell, root, shared, switched.mount, switched.retired).map_err(Failed::Broken)
-        })?;
+        });
+        let restored = match in_place {
+            Err(Failed::Broken(error)) => {
+                tracing::warn!(%error, "a rollback in place failed; all processes are made again");
+                self.recreate(state, phases).map_err(broken)?
+            }
+            other => other?,
+        };
         let stopped = start.elapsed();
         self.tell_execs(&target.id, &state.execs);
-        Ok(RolledBack {
-            stopped,
-            processes: restored,
+        Ok(RolledBack { stopped, processes: restored })
+    }
+
+    /// Makes all processes of a state from nothing; its files are in place.
+    pub(super) fn recreate(&mut self, state: &ProcessState, phases: &mut Phases) -> Result<Restored> {
+        phases.time("end processes", || self.cell.kill_all())?;
+        self.processes.substitute_externals(state, &self.shared.null)?;
+        let root = self.cell.root()?;
+        self.processes.restore(state, phases, || Ok(root)).map_err(|failed| match failed {
+            Failed::Untouched(error) | Failed::Broken(error) => error,
         })
     }
 

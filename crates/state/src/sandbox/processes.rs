@@ -1,9 +1,11 @@
 //! The process half: the engine of one sandbox, and what ties it to the cell.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use deltabox_api::Refusal;
@@ -25,6 +27,8 @@ pub(crate) struct ProcessState {
     image: Arc<Image>,
     /// The commands whose callers were listening.
     pub execs: Vec<ExecId>,
+    /// Their streams.
+    externals: Vec<ExternalId>,
 }
 
 impl ProcessState {
@@ -97,8 +101,11 @@ pub(super) struct Processes {
     engine: Engine<CellHost>,
     /// The state captured or restored last: what did not change since is shared with it.
     last: Option<Arc<Image>>,
-    next_external: u64,
+    externals: BTreeSet<ExternalId>,
 }
+
+/// Numbers the streams of commands of all sandboxes: a state may be restored into another cell than it came from.
+static NEXT_EXTERNAL: AtomicU64 = AtomicU64::new(1);
 
 impl Processes {
     /// `contents` is a directory for what has no name in the files: deleted but open files and memfds.
@@ -114,7 +121,7 @@ impl Processes {
         Ok(Self {
             engine: Engine::new(host, pages, contents),
             last: None,
-            next_external: 0,
+            externals: BTreeSet::new(),
         })
     }
 
@@ -125,8 +132,7 @@ impl Processes {
 
     /// Registers the ends of a command's streams that the sandbox holds: they are outside the state.
     pub fn add_external(&mut self, sandbox_end: BorrowedFd<'_>, duplicate: bool) -> Result<ExternalId> {
-        let id = ExternalId(self.next_external);
-        self.next_external += 1;
+        let id = ExternalId(NEXT_EXTERNAL.fetch_add(1, Ordering::Relaxed));
         let externals = self.engine.externals();
         let registered = if duplicate {
             externals.register(id, sandbox_end)
@@ -134,10 +140,12 @@ impl Processes {
             externals.register_object(id, sandbox_end)
         };
         registered.map_err(|error| Error::io("cannot keep a command's stream", &error))?;
+        self.externals.insert(id);
         Ok(id)
     }
 
     pub fn remove_external(&mut self, id: ExternalId) {
+        self.externals.remove(&id);
         self.engine.externals().remove(id);
     }
 
@@ -161,7 +169,19 @@ impl Processes {
         phases.extend(&report.phases);
         let image = Arc::new(image);
         self.last = Some(image.clone());
-        Ok((ProcessState { image, execs }, files, report.bytes_stored))
+        let externals = self.externals.iter().copied().collect();
+        Ok((ProcessState { image, execs, externals }, files, report.bytes_stored))
+    }
+
+    /// Streams of commands whose callers are gone lead nowhere when their processes are made again.
+    pub fn substitute_externals(&mut self, target: &ProcessState, null: &OwnedFd) -> Result<()> {
+        for &id in &target.externals {
+            if !self.engine.externals().knows(id) {
+                let end = null.try_clone().map_err(|error| Error::io("cannot duplicate a descriptor", &error))?;
+                self.engine.externals().substitute(id, end);
+            }
+        }
+        Ok(())
     }
 
     /// Stops all processes, calls `files` to put the target's files in place, and makes the processes what `target`
