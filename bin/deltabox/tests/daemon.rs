@@ -20,7 +20,12 @@ struct Home(tempfile::TempDir);
 
 impl Home {
     fn new() -> Self {
-        Self(tempfile::Builder::new().prefix("deltabox-test-").tempdir_in("/var/tmp").unwrap())
+        Self(
+            tempfile::Builder::new()
+                .prefix("deltabox-test-")
+                .tempdir_in("/var/tmp")
+                .unwrap(),
+        )
     }
 
     fn path(&self) -> &Path {
@@ -29,7 +34,10 @@ impl Home {
 
     fn deltabox(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_deltabox"));
-        command.env("DELTABOX_HOME", self.path()).args(arguments).stdin(Stdio::null());
+        command
+            .env("DELTABOX_HOME", self.path())
+            .args(arguments)
+            .stdin(Stdio::null());
         command
     }
 
@@ -40,13 +48,20 @@ impl Home {
     /// Standard output of a command that must succeed, without the last newline.
     fn ok(&self, arguments: &[&str]) -> String {
         let output = self.output(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
     }
 
     fn fails(&self, arguments: &[&str]) -> (i32, String) {
         let output = self.output(arguments);
-        (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+        (
+            output.status.code().unwrap(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
     }
 
     fn daemon_pid(&self) -> Option<Pid> {
@@ -57,7 +72,9 @@ impl Home {
 
 impl Drop for Home {
     fn drop(&mut self) {
-        let daemon = self.daemon_pid().and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let daemon = self
+            .daemon_pid()
+            .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let stopped = self.output(&["stop"]).status.success();
         if let Some(daemon) = daemon.filter(|_| !stopped) {
             let _ = pidfd_send_signal(&daemon, Signal::KILL);
@@ -78,11 +95,21 @@ fn wait_for_end(process: &OwnedFd) {
 fn commands_that_come_at_once_start_one_daemon() {
     let home = Home::new();
     let commands: Vec<_> = (0..8)
-        .map(|_| home.deltabox(&["ls", "--json"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+        .map(|_| {
+            home.deltabox(&["ls", "--json"])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
         .collect();
     for command in commands {
         let output = command.wait_with_output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         assert_eq!(output.stdout, b"[]\n");
     }
     // A second one would have failed for the lock and said so.
@@ -128,8 +155,14 @@ fn the_daemon_holds_none_of_its_starters_descriptors() {
 #[test]
 fn a_state_goes_back_and_forth() {
     let home = Home::new();
-    assert_eq!(home.ok(&["create", "--name", "box", "--env", "GREETING=hello"]), "box");
-    assert_eq!(home.ok(&["exec", "box", "--", "sh", "-c", "echo $GREETING | tee /note"]), "hello");
+    assert_eq!(
+        home.ok(&["create", "--name", "box", "--env", "GREETING=hello"]),
+        "box"
+    );
+    assert_eq!(
+        home.ok(&["exec", "box", "--", "sh", "-c", "echo $GREETING | tee /note"]),
+        "hello"
+    );
     let first = home.ok(&["checkpoint", "box", "--label", "first"]);
     home.ok(&["exec", "box", "--", "sh", "-c", "echo changed > /note"]);
     let second = home.ok(&["checkpoint", "box"]);
@@ -137,7 +170,10 @@ fn a_state_goes_back_and_forth() {
     assert_eq!(home.ok(&["exec", "box", "cat", "/note"]), "hello");
     let log = home.ok(&["log", "box"]);
     let lines: Vec<&str> = log.lines().collect();
-    assert!(lines[0].contains(&first) && lines[0].ends_with("<- current"), "{log}");
+    assert!(
+        lines[0].contains(&first) && lines[0].ends_with("<- current"),
+        "{log}"
+    );
     assert!(lines[1].contains(&second), "{log}");
     assert_eq!(home.ok(&["rollback", "box", &second[..8]]), second);
     assert_eq!(home.ok(&["exec", "box", "cat", "/note"]), "changed");
@@ -161,7 +197,10 @@ fn wrong_names_are_one_clear_line() {
     for (arguments, code) in wrong {
         let (got, said) = home.fails(arguments);
         assert_eq!(got, code, "{arguments:?}: {said}");
-        assert!(said.starts_with("error: ") && said.lines().count() <= 2, "{arguments:?}: {said}");
+        assert!(
+            said.starts_with("error: ") && said.lines().count() <= 2,
+            "{arguments:?}: {said}"
+        );
     }
     assert_eq!(home.fails(&["create", "--name", "Not A Name"]).0, 2);
     assert_eq!(home.fails(&["create", "--rootfs", "/no/such/root"]).0, 3);
@@ -179,14 +218,24 @@ fn files_are_copied_in_and_out_by_the_rules_of_cp() {
     home.ok(&["cp", &local("tree"), "box:/new"]);
     home.ok(&["cp", &local("tree"), "box:/tmp"]);
     home.ok(&["cp", &local("tree/sub/file"), "box:/tmp/single"]);
-    let compare = "cmp /new/sub/file /tmp/tree/link && cmp /tmp/single /new/link && stat -c %U /new /tmp/single";
+    let compare =
+        "cmp /new/sub/file /tmp/tree/link && cmp /tmp/single /new/link && stat -c %U /new /tmp/single";
     assert_eq!(home.ok(&["exec", "box", "--", "sh", "-c", compare]), "root\nroot");
     home.ok(&["cp", "box:/new", &local("back")]);
-    assert_eq!(fs::read(place.path().join("back/sub/file")).unwrap(), vec![7; 1 << 20]);
+    assert_eq!(
+        fs::read(place.path().join("back/sub/file")).unwrap(),
+        vec![7; 1 << 20]
+    );
     home.ok(&["cp", "box:/new/.", place.path().to_str().unwrap()]);
-    assert_eq!(fs::read_link(place.path().join("link")).unwrap(), Path::new("sub/file"));
+    assert_eq!(
+        fs::read_link(place.path().join("link")).unwrap(),
+        Path::new("sub/file")
+    );
     assert_eq!(home.fails(&["cp", "box:/nothing", &local("x")]).0, 3);
-    assert_eq!(home.fails(&["cp", &local("tree"), "box:/no/such/directory/x"]).0, 3);
+    assert_eq!(
+        home.fails(&["cp", &local("tree"), "box:/no/such/directory/x"]).0,
+        3
+    );
 }
 
 /// Reads from a terminal until `wanted` appears.
@@ -231,7 +280,11 @@ fn a_terminal_inside_follows_the_one_outside() {
     unlockpt(&terminal).unwrap();
     let name = ptsname(&terminal, Vec::new()).unwrap();
     let mut terminal = fs::File::from(terminal);
-    let side = fs::File::options().read(true).write(true).open(name.to_str().unwrap()).unwrap();
+    let side = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(name.to_str().unwrap())
+        .unwrap();
     set_size(&terminal, 31, 101);
     let stream = || Stdio::from(side.try_clone().unwrap());
     let mut command = home.deltabox(&["exec", "-it", "box", "--", "/bin/sh"]);
@@ -243,12 +296,19 @@ fn a_terminal_inside_follows_the_one_outside() {
         .spawn()
         .unwrap();
     expect(&mut terminal, "# ");
-    assert!(!tcgetattr(&side).unwrap().local_modes.contains(LocalModes::ICANON), "raw mode");
-    terminal.write_all(b"stty size; echo $TERM; echo o''ne\r").unwrap();
+    assert!(
+        !tcgetattr(&side).unwrap().local_modes.contains(LocalModes::ICANON),
+        "raw mode"
+    );
+    terminal
+        .write_all(b"stty size; echo $TERM; echo o''ne\r")
+        .unwrap();
     assert!(expect(&mut terminal, "one\r\n").contains("31 101\r\ntest-terminal\r\n"));
     set_size(&terminal, 40, 120);
     kill_process(Pid::from_child(&shell), Signal::WINCH).unwrap();
-    terminal.write_all(b"while [ \"$(stty size)\" != '40 120' ]; do :; done; echo t''wo\r").unwrap();
+    terminal
+        .write_all(b"while [ \"$(stty size)\" != '40 120' ]; do :; done; echo t''wo\r")
+        .unwrap();
     expect(&mut terminal, "two\r\n");
     // The character goes inside, where it means an interrupt, and does not end us.
     terminal.write_all(b"echo be''gun; sleep 1000\r").unwrap();
@@ -257,18 +317,63 @@ fn a_terminal_inside_follows_the_one_outside() {
     expect(&mut terminal, "# ");
     terminal.write_all(b"exit 5\r").unwrap();
     assert_eq!(shell.wait().unwrap().code(), Some(5));
-    assert!(tcgetattr(&side).unwrap().local_modes.contains(LocalModes::ICANON), "as it was before");
+    assert!(
+        tcgetattr(&side).unwrap().local_modes.contains(LocalModes::ICANON),
+        "as it was before"
+    );
+}
+
+#[test]
+fn the_end_of_our_input_is_typed_on_a_terminal_inside() {
+    let home = Home::new();
+    home.ok(&["create", "--name", "box"]);
+    for (input, lines) in [("a\nb\n", "2 "), ("a\nb", "1 ")] {
+        let mut count = home.deltabox(&[
+            "exec",
+            "-it",
+            "box",
+            "--",
+            "/bin/sh",
+            "-c",
+            "stty -echo; echo r; wc",
+        ]);
+        let mut count = count
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = count.stdin.take().unwrap();
+        let mut ready = [0; 1];
+        count.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+        stdin.write_all(input.as_bytes()).unwrap();
+        drop(stdin);
+        let output = count.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.trim_start().starts_with(lines), "{text:?}");
+    }
 }
 
 #[test]
 fn a_shell_is_found() {
     let home = Home::new();
     home.ok(&["create", "--name", "box"]);
-    let mut shell = home.deltabox(&["shell", "box"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    // No newline, so that the end of the input has to be typed twice.
-    shell.stdin.take().unwrap().write_all(b"echo \"<$SHELL>\"; exit 6").unwrap();
+    let mut shell = home
+        .deltabox(&["shell", "box"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    shell
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(b"echo \"<$SHELL>\"; exit 6\n")
+        .unwrap();
     let output = shell.wait_with_output().unwrap();
     let text = String::from_utf8(output.stdout).unwrap();
-    assert!(text.contains("</bin/bash>") || text.contains("</bin/sh>"), "{text}");
+    assert!(
+        text.contains("</bin/bash>") || text.contains("</bin/sh>"),
+        "{text}"
+    );
     assert_eq!(output.status.code(), Some(6));
 }
