@@ -68,7 +68,7 @@ def kill_all_but(sandbox, *pids):
 
 def under_shell(sandbox, command, tty=False):
     """A conversation with `command` under a shell that survives the killing of it; the shell's process id."""
-    talk = sandbox.talk("sh", "-c", f"echo SHELL $$ .; {command}; echo ENDED $?; exec sleep 1000000", tty=tty)
+    talk = sandbox.talk("sh", "-c", f"echo SHELL $$ .; {command}; echo ENDED $?; sleep 1000000", tty=tty)
     pid = talk.until(" .").split("SHELL ")[1].split()[0]
     return talk, pid
 

@@ -26,7 +26,7 @@ STEPS_MAX = 12
 class Model:
     def __init__(self, sandbox):
         self.talk = sandbox.talk("sh", "-c", "echo $$; mkdir -p /model; cd /model; /probes/model; echo EXIT $?; "
-                                             "exec sleep 1000000")
+                                             "sleep 1000000")
         self.wrapper = self.talk.line()
         self.expect("READY")
 

@@ -43,7 +43,7 @@ class Probe:
         self.sandbox, self.name = sandbox, name
         sandbox.run("mkdir", "-p", directory)
         self.talk = sandbox.talk("sh", "-c", f"echo WRAPPER $$; cd {directory}; /probes/{name}; echo EXIT $?; "
-                                             "exec sleep 1000000")
+                                             "sleep 1000000")
         self.wrapper = self.talk.line().split()[1]
         self.ready(self.talk.line(timeout=40))
 
