@@ -413,3 +413,93 @@ fn find_key(text: &str, key: &str) -> Option<u64> {
         (name == key).then(|| value.trim().parse().ok())?
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Plain files in the places of a v2 cgroup's, for what is written to them.
+    fn v2_cell(dir: &std::path::Path) -> Cgroup {
+        for path in ["cell/init", "cell/run"] {
+            std::fs::create_dir_all(dir.join(path)).unwrap();
+        }
+        for file in ["memory.max", "memory.swap.max", "pids.max", "cpu.max"] {
+            std::fs::write(dir.join("cell/run").join(file), "").unwrap();
+        }
+        for file in ["init/cgroup.procs", "cgroup.subtree_control"] {
+            std::fs::write(dir.join("cell").join(file), "").unwrap();
+        }
+        let open = |path: &std::path::Path| files::open_dir(rustix::fs::CWD, path.to_str().unwrap()).unwrap();
+        let features = Features {
+            memory: Place::V2,
+            pids: Place::V2,
+            cpu: Place::V2,
+        };
+        let parents = Arc::new(Parents {
+            v2: open(dir),
+            v1: Vec::new(),
+            features,
+        });
+        Cgroup {
+            name: "cell".into(),
+            parents,
+            run: open(&dir.join("cell/run")),
+            removed: false,
+        }
+    }
+
+    #[test]
+    fn limits_on_v2_are_written_where_the_kernel_wants_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let cell = v2_cell(dir.path());
+        let limits = Limits {
+            memory_bytes: Some(64 << 20),
+            pids: Some(100),
+            cpus: Some(1.5),
+        };
+        cell.set_limits(&limits).unwrap();
+        let written = |file: &str| std::fs::read_to_string(dir.path().join("cell/run").join(file)).unwrap();
+        assert_eq!(written("memory.max"), "67108864");
+        assert_eq!(written("memory.swap.max"), "0");
+        // Init is elsewhere on v2, so it is not counted.
+        assert_eq!(written("pids.max"), "100");
+        assert_eq!(written("cpu.max"), "150000 100000");
+        cell.adopt_v2(77).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("cell/init/cgroup.procs")).unwrap(),
+            "77"
+        );
+    }
+
+    #[test]
+    fn a_limit_that_nothing_holds_is_refused_before_anything_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut cell = v2_cell(dir.path());
+        let why = "the pids controller is not compiled in".to_owned();
+        let parents = Arc::get_mut(&mut cell.parents).unwrap();
+        parents.features.pids = Place::Nowhere(why.clone());
+        let both = Limits {
+            memory_bytes: Some(64 << 20),
+            pids: Some(9),
+            cpus: None,
+        };
+        let refused = cell.set_limits(&both).unwrap_err().to_string();
+        assert!(
+            refused.contains("processes") && refused.contains(&why),
+            "{refused}"
+        );
+        assert_eq!(
+            std::fs::read_to_string(dir.path().join("cell/run/memory.max")).unwrap(),
+            ""
+        );
+        cell.set_limits(&Limits { pids: None, ..both }).unwrap();
+    }
+
+    #[test]
+    fn tables_of_keys_are_read() {
+        let text = "usage_usec 12\nuser_usec 5\nfrozen x\n";
+        assert_eq!(find_key(text, "usage_usec"), Some(12));
+        assert_eq!(find_key(text, "usage"), None);
+        assert_eq!(find_key(text, "frozen"), None);
+    }
+}

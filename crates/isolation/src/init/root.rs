@@ -102,7 +102,6 @@ impl Root {
             });
         }
         // Shared memory is in the layers, so that checkpoints carry it.
-        place(mount, "run", true)?;
         shared_memory_dir(mount)?;
         for (target, bind) in &self.binds {
             let is_dir = FileType::from_raw_mode(fstat(bind).inside("look at a bind")?.st_mode).is_dir();

@@ -332,6 +332,30 @@ fn orphans_are_collected_and_reported() {
 }
 
 #[test]
+fn an_owner_that_does_not_listen_misses_orphans_only() {
+    let world = World::new();
+    let cell = world.cell();
+    let flood =
+        "import os\nfor n in range(2000):\n  if os.fork() == 0:\n    os.fork()\n    os._exit(0)\n  os.wait()";
+    let (first, _output) = start(&cell, &["true"]);
+    let (flooding, mut output) = start(&cell, &["python3", "-c", flood]);
+    output.read_to_string(&mut String::new()).unwrap();
+    let (last, _output) = start(&cell, &["true"]);
+    eventually("all have ended", || cell.cgroup().procs().unwrap().is_empty());
+    let mut ends = Vec::new();
+    eventually("the ends of all commands are told", || {
+        ends.extend(cell.poll_events().unwrap());
+        let starts: Vec<_> = ends
+            .iter()
+            .filter_map(|deltabox_isolation::Event::Exited { start, .. }| *start)
+            .collect();
+        starts == [first.start, flooding.start, last.start]
+    });
+    // What was not told is bounded by what init and the socket keep.
+    assert!(ends.len() >= 500, "{}", ends.len());
+}
+
+#[test]
 fn a_held_zombie_stays_until_it_is_released() {
     let world = World::new();
     let cell = world.cell();

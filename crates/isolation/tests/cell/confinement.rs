@@ -319,6 +319,10 @@ fn init_is_out_of_reach() {
         );
         assert!(!output.text.contains("socket:"), "{attack}: {}", output.text);
     }
+    // Everyone at once: the command dies of it, init does not.
+    let (_bystander, _output) = start(&cell, &["sleep", "100"]);
+    run(&cell, &["sh", "-c", "kill -9 -1"]);
+    eventually("all are gone", || cell.cgroup().procs().unwrap().is_empty());
     cell.ping().unwrap();
     eventually("init sleeps again", || {
         sh(&cell, "cat /proc/1/stat | cut -d' ' -f3") == "S"
