@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cell::Cell;
 use crate::error::{Context, Result};
@@ -17,6 +17,11 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 const FILLERS: usize = 4;
 /// How long to wait for a cell in the making before making another one.
 const ARRIVAL_WAIT: Duration = Duration::from_millis(30);
+
+/// While the stock is at least half full, it is not refilled before nobody took anything for so long: the kernel
+/// holds its one lock of all cgroups while it moves an init, which would keep the command that a taker is about to
+/// start waiting for milliseconds (clone into a cgroup takes that lock).
+const QUIET: Duration = Duration::from_millis(30);
 
 /// Says what the next cell is to be: a fresh id and a free range of identities. Called by one thread at a time.
 pub type SpecSource = Box<dyn FnMut() -> Result<CellSpec> + Send>;
@@ -40,6 +45,7 @@ struct Stock {
     cells: VecDeque<Cell>,
     /// In the making.
     coming: usize,
+    last_take: Option<Instant>,
     closed: bool,
 }
 
@@ -82,6 +88,7 @@ impl CellPool {
                 drop(stock);
                 return self.shared.make();
             };
+            stock.last_take = Some(Instant::now());
             drop(stock);
             self.shared.changed.notify_all();
             if cell.ping().is_ok() {
@@ -119,6 +126,15 @@ impl Drop for CellPool {
     }
 }
 
+impl Stock {
+    /// How long to keep quiet after the last take.
+    fn quiet_left(&self) -> Option<Duration> {
+        QUIET
+            .checked_sub(self.last_take?.elapsed())
+            .filter(|left| !left.is_zero())
+    }
+}
+
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Stock> {
         self.stock.lock().unwrap_or_else(PoisonError::into_inner)
@@ -140,6 +156,11 @@ impl Shared {
                 .unwrap_or_else(PoisonError::into_inner);
             if stock.closed {
                 return;
+            }
+            let disturbs = stock.quiet_left().filter(|_| 2 * stock.cells.len() >= self.size);
+            if let Some(left) = disturbs {
+                drop(self.changed.wait_timeout(stock, left));
+                continue;
             }
             stock.coming += 1;
             drop(stock);
