@@ -68,7 +68,7 @@ def kill_all_but(sandbox, *pids):
 
 def under_shell(sandbox, command, tty=False):
     """A conversation with `command` under a shell that survives the killing of it; the shell's process id."""
-    talk = sandbox.talk("sh", "-c", f"echo SHELL $$ .; {command}; echo ENDED $?; sleep 1000000", tty=tty)
+    talk = sandbox.talk("sh", "-c", f"echo SHELL $$ .; {command}; echo ENDED $?; read x < /app/never", tty=tty)
     pid = talk.until(" .").split("SHELL ")[1].split()[0]
     return talk, pid
 
@@ -109,7 +109,9 @@ def bash_jobs(sandbox):
     # job control: stop, continue
     talk.send("cat > /b/out\n")
     time.sleep(0.3)
-    talk.send("typed\n\x1a")
+    talk.send("typed\n")
+    time.sleep(0.3)  # a terminal forgets its input at the stop character
+    talk.send("\x1a")
     talk.until("ready> ")
     want_in("Stopped", cmd("jobs"), "the stopped job")
     c = sandbox.checkpoint()
@@ -512,7 +514,7 @@ def vim(sandbox):
     sandbox.sh("printf 'alpha\\nbeta\\n' > /text")
     talk = sandbox.talk("vim", "-u", "NONE", "-N", "/text", tty=True)
     time.sleep(1)
-    talk.send("Ogamma\x1byy\"ayw")
+    talk.send("Ogamma\x1b\"aywyy")
     time.sleep(0.5)
     a = sandbox.checkpoint()
     for round in range(3):
@@ -713,6 +715,7 @@ def main():
         try:
             sandbox = box.sandbox(f"real-{name.replace('_', '-')}")
             sandbox.put([tools / "kill_all_but"], "/app")
+            sandbox.run("mkfifo", "/app/never")
             TESTS[name](sandbox)
             result, detail = "pass", ""
         except Absent as e:

@@ -26,7 +26,7 @@ STEPS_MAX = 12
 class Model:
     def __init__(self, sandbox):
         self.talk = sandbox.talk("sh", "-c", "echo $$; mkdir -p /model; cd /model; /probes/model; echo EXIT $?; "
-                                             "sleep 1000000")
+                                             "read x < /probes/never")
         self.wrapper = self.talk.line()
         self.expect("READY")
 
@@ -75,6 +75,7 @@ def main():
         generation += 1
         sandbox = box.sandbox(f"model{generation}")
         sandbox.put([binaries / "model", binaries / "kill_all_but"], "/probes")
+        sandbox.run("mkfifo", "/probes/never")
         model, nodes, history = Model(sandbox), [], []
         model.step(rng.getrandbits(60), 40)
         try:

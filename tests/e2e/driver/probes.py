@@ -37,13 +37,14 @@ class Skipped(Exception):
 
 
 class Probe:
-    """A probe under a shell that outlives it, so that killing the probe does not end the command."""
+    """A probe under a shell that outlives it and then waits by itself (on a FIFO that nobody opens), so that killing
+    every other process does not end the command."""
 
     def __init__(self, sandbox, name, directory):
         self.sandbox, self.name = sandbox, name
         sandbox.run("mkdir", "-p", directory)
         self.talk = sandbox.talk("sh", "-c", f"echo WRAPPER $$; cd {directory}; /probes/{name}; echo EXIT $?; "
-                                             "sleep 1000000")
+                                             "read x < /probes/never")
         self.wrapper = self.talk.line().split()[1]
         self.ready(self.talk.line(timeout=40))
 
@@ -258,6 +259,7 @@ def run_probe(box, binaries, name, scenarios):
                 n += 1
                 sandbox = box.sandbox(f"p{n}-{name.replace('_', '-')}"[:40])
                 sandbox.put([binaries / name, binaries / "kill_all_but"], "/probes")
+                sandbox.run("mkfifo", "/probes/never")
             results[scenario] = attempt(scenario, Start(sandbox, name, f"/work-{scenario}"))
         except (Failed, Timeout) as e:
             results[scenario] = ("error", f"before the scenario: {e}")

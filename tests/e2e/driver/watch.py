@@ -28,6 +28,7 @@ def main():
     box = Deltabox()
     with box.sandbox("watched") as sandbox:
         sandbox.put([binaries / "watcher", binaries / "kill_all_but"], "/probes")
+        sandbox.run("mkfifo", "/probes/never")
         probe = probes.Probe(sandbox, "watcher", "/watch")
         stopped, total = [], []
         started = time.monotonic()
