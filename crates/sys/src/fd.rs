@@ -286,6 +286,21 @@ fn ofd_lock(fd: BorrowedFd<'_>, kind: libc::c_int, range: Range) -> io::Result<(
     fcntl(fd, libc::F_OFD_SETLK, &raw const lock as libc::c_ulong).map(drop)
 }
 
+/// Gives this thread a root and a working directory of its own (`unshare(CLONE_FS)`), which it can then change
+/// without changing those of other threads.
+///
+/// # Errors
+/// `ENOMEM`.
+pub fn unshare_directories() -> io::Result<()> {
+    // SAFETY: neither memory nor the table of descriptors is touched; only path lookups of this thread change.
+    let result = unsafe { libc::unshare(libc::CLONE_FS) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use rustix::pty::{OpenptFlags, openpt};

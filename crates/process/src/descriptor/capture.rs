@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::BorrowedFd;
+use std::rc::Rc;
 
 use rustix::fs::AtFlags;
 
@@ -14,7 +15,7 @@ use super::place::Place;
 use super::tables::{Description, Kind, ObjectKey, Owner, Slot, Table, Tables};
 use super::{
     chardev, directory, epoll, eventfd, fifo, inotify, lock, memfd, pidfd, pipe, pty, regular, signalfd,
-    socket, timerfd,
+    socket, tcp, timerfd, unix,
 };
 
 /// Finds everything that cannot be carried. Nothing is changed.
@@ -85,6 +86,7 @@ pub(super) struct Capture<'a> {
     pub tables: Tables,
     pub pipes: HashMap<ObjectKey, u32>,
     pub ptys: HashMap<pty::Identity, u32>,
+    unix: Option<Rc<unix::Now>>,
 }
 
 pub(super) fn capture(
@@ -101,20 +103,31 @@ pub(super) fn capture(
         tables,
         pipes,
         ptys,
+        unix: None,
     };
     // Queued descriptors come after those of the tables, so that positions agree with the live ones at first.
     for position in 0..live.descriptions.len() {
         let description = capture.description(position, contents)?;
         capture.tables.descriptions.push(description);
     }
+    connect_tcp(&mut capture.tables);
     pty::capture_controlling(&mut capture)?;
-    socket::capture_queues(&mut capture, contents)?;
     for process in &live.processes {
         let table = capture.table(process)?;
         capture.tables.processes.push(table);
     }
     capture.tables.processes.sort_by_key(|t| t.process);
     Ok(capture.tables)
+}
+
+fn connect_tcp(tables: &mut Tables) {
+    let mut sockets: Vec<(u32, &mut tcp::State)> = Vec::new();
+    for (position, description) in tables.descriptions.iter_mut().enumerate() {
+        if let Kind::Tcp(state) = &mut description.kind {
+            sockets.push((position as u32, state));
+        }
+    }
+    tcp::connect_ends(&mut sockets);
 }
 
 impl Capture<'_> {
@@ -167,6 +180,16 @@ impl Capture<'_> {
             Class::Socket => socket::capture(self, position)?,
             Class::Other => return Err(Error::Refused(refusals(live, self.externals)?)),
         })
+    }
+
+    /// What the kernel says of all unix sockets, asked once.
+    pub(super) fn unix_now(&mut self) -> Result<Rc<unix::Now>, Error> {
+        if let Some(known) = &self.unix {
+            return Ok(Rc::clone(known));
+        }
+        let now = Rc::new(unix::Now::read(self.live)?);
+        self.unix = Some(Rc::clone(&now));
+        Ok(now)
     }
 
     fn pipe(&mut self, position: usize) -> Result<u32, Error> {

@@ -10,6 +10,7 @@ use deltabox_sys::kcmp::{self, EpollTarget};
 use rustix::event::epoll::{CreateFlags, create};
 use serde::{Deserialize, Serialize};
 
+use super::borrow;
 use super::error::{Error, bad_state, making};
 use super::live::Live;
 use super::restore::Restore;
@@ -89,20 +90,20 @@ pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
 
 /// The description a target leads to.
 fn find(live: &Live, position: usize, line: &Line, offset: u32) -> Result<usize, Error> {
-    let (owner, epoll) = live.descriptions[position].holder;
-    let owner_pid = live.processes[owner].pid;
+    let owner = live.descriptions[position].holder.0;
+    let (owner_pid, epoll) = live.task_of(position);
     let target = EpollTarget {
         epoll,
         target: line.fd,
         offset,
     };
     let leads_to = |candidate: usize| -> Result<bool, Error> {
-        let (process, fd) = live.descriptions[candidate].holder;
-        let process = &live.processes[process];
-        kcmp::epoll_target(process.pid, fd, owner_pid, target)
+        let (task, fd) = live.task_of(candidate);
+        let process = live.processes[owner].number;
+        kcmp::epoll_target(task, fd, owner_pid, target)
             .map(|order| order == std::cmp::Ordering::Equal)
             .map_err(|source| Error::Read {
-                process: process.number,
+                process,
                 what: "the targets of epoll",
                 source,
             })
@@ -227,7 +228,13 @@ fn apply(
         if direct {
             control(process, epoll, operation, target)?;
         } else {
-            super::borrow::with_object_at(restore, process, table, target, |process| {
+            // What the number leads to now comes back afterwards.
+            let before = match there {
+                Some(slot) => Some((restore.object(slot.description as usize)?, slot.close_on_exec)),
+                None => None,
+            };
+            let object = restore.object(target.description as usize)?;
+            borrow::with_object(process, object, Some((target.fd, before)), |process, _| {
                 control(process, epoll, operation, target)
             })?;
         }

@@ -8,15 +8,17 @@ use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use deltabox_sys::kcmp;
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use super::error::{Error, reading};
+use super::error::{Error, making, reading};
 use super::tables::ObjectKey;
+use super::unix;
+use super::unix_queue::{self, Queued};
 use crate::ids::InsidePid;
 use crate::stop::Process;
 
@@ -57,6 +59,8 @@ pub struct Live {
     pub(super) root_mount: u64,
     /// Its device, in the kernel's own encoding.
     pub(super) root_device: u64,
+    /// What waits in unix sockets that have descriptors queued; those descriptions are in `descriptions` too.
+    pub(super) queues: HashMap<usize, Vec<Queued>>,
 }
 
 #[derive(Debug)]
@@ -85,8 +89,11 @@ pub(super) struct LiveSlot {
 
 #[derive(Debug)]
 pub(super) struct LiveDescription {
-    /// Position of a process that has it, and the descriptor it has it at.
+    /// Position of a process that has it, and the descriptor it has it at; of one that is only queued, those of
+    /// the socket.
     pub holder: (usize, i32),
+    /// No process has it: it is queued in a socket.
+    pub queued: bool,
     pub flags: u32,
     pub pos: i64,
     pub mount: u64,
@@ -137,12 +144,14 @@ impl Live {
             descriptions: Vec::new(),
             root_mount: top.stx_mnt_id,
             root_device: (u64::from(top.stx_dev_major) << 20) | u64::from(top.stx_dev_minor),
+            queues: HashMap::new(),
         };
         let mut entries = Vec::new();
         for member in members {
             live.add_process(member, &mut entries)?;
         }
         live.group(entries)?;
+        live.look_into_queues()?;
         Ok(live)
     }
 
@@ -214,7 +223,8 @@ impl Live {
                     let new = self.descriptions.len();
                     bucket.insert(at, new);
                     let (process, fd) = (entry.process, entry.fd);
-                    let description = self.describe(process, fd, &entry)?;
+                    let holder = &self.processes[process];
+                    let description = describe(&holder.dir, holder.number, fd, &entry)?;
                     self.descriptions.push(LiveDescription {
                         info: entry.info,
                         ..description
@@ -245,9 +255,9 @@ impl Live {
         let (mut low, mut high) = (0, bucket.len());
         while low < high {
             let middle = (low + high) / 2;
-            let (other, fd) = self.descriptions[bucket[middle]].holder;
+            let (other, fd) = self.task_of(bucket[middle]);
             let order = compare(process.number, || {
-                kcmp::descriptions(process.pid, entry.fd, self.processes[other].pid, fd)
+                kcmp::descriptions(process.pid, entry.fd, other, fd)
             })?;
             match order {
                 Ordering::Equal => return Ok(Ok(bucket[middle])),
@@ -258,35 +268,81 @@ impl Live {
         Ok(Err(low))
     }
 
-    fn describe(&self, position: usize, fd: i32, entry: &Entry) -> Result<LiveDescription, Error> {
-        let process = &self.processes[position];
-        let failed = |what: &'static str| move |e: Errno| reading(process.number, what, e);
-        let path = format!("fd/{fd}");
-        let link = rustix::fs::readlinkat(&process.dir, path.as_str(), Vec::with_capacity(128))
-            .map_err(failed("the name of a descriptor"))?;
-        let attributes = statx(process.dir.as_fd(), &path, AtFlags::empty())
-            .map_err(failed("the attributes of a descriptor"))?;
-        Ok(LiveDescription {
-            holder: (position, fd),
-            flags: entry.flags,
-            pos: entry.pos,
-            mount: entry.mount,
-            object: ObjectKey {
-                dev: device(&attributes),
-                ino: attributes.stx_ino,
-            },
-            link: link.into_bytes(),
-            mode: u32::from(attributes.stx_mode),
-            links: attributes.stx_nlink,
-            size: attributes.stx_size,
-            device: (attributes.stx_rdev_major, attributes.stx_rdev_minor),
-            changed: Changed {
-                mtime: (attributes.stx_mtime.tv_sec, attributes.stx_mtime.tv_nsec),
-                ctime: (attributes.stx_ctime.tv_sec, attributes.stx_ctime.tv_nsec),
-            },
-            info: String::new(),
-            pulled: OnceCell::new(),
-        })
+    /// A task that has a description in its table, for `kcmp`: ourselves when it is only queued.
+    pub(super) fn task_of(&self, description: usize) -> (Pid, i32) {
+        let live = &self.descriptions[description];
+        match (live.queued, live.pulled.get()) {
+            (true, Some(fd)) => (rustix::process::getpid(), fd.as_raw_fd()),
+            _ => (self.processes[live.holder.0].pid, live.holder.1),
+        }
+    }
+
+    /// Adds the descriptions that are queued in unix sockets, those in sockets that are queued themselves included.
+    fn look_into_queues(&mut self) -> Result<(), Error> {
+        let mut at = 0;
+        while at < self.descriptions.len() {
+            let has = self.descriptions[at].field("scm_fds").is_some_and(|n| n != "0");
+            if has {
+                let messages =
+                    unix_queue::peek(self.pull(at)?).map_err(making("the queue of a unix socket"))?;
+                let mut queue = Vec::with_capacity(messages.len());
+                for message in messages {
+                    let found: Result<Vec<u32>, Error> = message
+                        .descriptors
+                        .into_iter()
+                        .map(|fd| self.add_queued(fd, at))
+                        .collect();
+                    queue.push(Queued {
+                        descriptors: found?,
+                        bytes: message.bytes,
+                        sender: message.sender,
+                        credentials: unix::known_sender(self, message.credentials),
+                        end_of_record: message.end_of_record,
+                    });
+                }
+                self.queues.insert(at, queue);
+            }
+            at += 1;
+        }
+        Ok(())
+    }
+
+    /// Finds the description of a descriptor that was queued in the socket at `socket`, or adds it.
+    fn add_queued(&mut self, fd: OwnedFd, socket: usize) -> Result<u32, Error> {
+        let holder = self.descriptions[socket].holder;
+        let number = self.processes[holder.0].number;
+        let failed = |e: Errno| reading(number, "a queued descriptor", e);
+        let own = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open("/proc/self", own, Mode::empty()).map_err(failed)?;
+        let info = rustix::fs::openat(
+            &dir,
+            format!("fdinfo/{}", fd.as_raw_fd()),
+            OFlags::RDONLY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(failed)?;
+        let mut text = vec![0; 4096];
+        let len = read_whole(&info, &mut text).map_err(failed)?;
+        let raw = fd.as_raw_fd();
+        let entry = parse(holder.0, raw, &text[..len]).ok_or_else(|| failed(Errno::INVAL))?;
+        let me = rustix::process::getpid();
+        for known in 0..self.descriptions.len() {
+            let other = &self.descriptions[known];
+            if (other.object.ino, other.mount, other.flags) != (entry.ino, entry.mount, entry.flags) {
+                continue;
+            }
+            let (task, at) = self.task_of(known);
+            if compare(number, || kcmp::descriptions(me, raw, task, at))? == Ordering::Equal {
+                return Ok(known as u32);
+            }
+        }
+        let mut new = describe(&dir, number, raw, &entry)?;
+        new.holder = holder;
+        new.queued = true;
+        new.info = entry.info;
+        new.pulled = OnceCell::from(fd);
+        self.descriptions.push(new);
+        Ok(self.descriptions.len() as u32 - 1)
     }
 
     /// A duplicate of a description in our own table. It keeps the object alive until `self` is dropped, which has
@@ -300,6 +356,22 @@ impl Live {
         let fd = pidfd_getfd(&process.pidfd, live.holder.1, PidfdGetfdFlags::empty())
             .map_err(|e| reading(process.number, "a duplicate of a descriptor", e))?;
         Ok(live.pulled.get_or_init(|| fd).as_fd())
+    }
+
+    /// As [`Live::pull`], for the caller to drop: sockets that are to be replaced must be gone before their names
+    /// and ports are taken again.
+    pub(super) fn duplicate(&self, description: usize) -> Result<OwnedFd, Error> {
+        let live = &self.descriptions[description];
+        let process = &self.processes[live.holder.0];
+        let own = |fd: &OwnedFd| {
+            fd.try_clone()
+                .map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO))
+        };
+        let fd = match live.pulled.get() {
+            Some(fd) => own(fd),
+            None => pidfd_getfd(&process.pidfd, live.holder.1, PidfdGetfdFlags::empty()),
+        };
+        fd.map_err(|e| reading(process.number, "a duplicate of a descriptor", e))
     }
 
     /// The description behind a descriptor of the process with this number inside the sandbox.
@@ -358,12 +430,47 @@ impl LiveDescription {
         self.flags & libc::O_ACCMODE as u32
     }
 
+    pub fn is_socket(&self) -> bool {
+        self.mode & libc::S_IFMT == libc::S_IFSOCK
+    }
+
     /// The value of a line `name:  value` of fdinfo.
     pub fn field(&self, name: &str) -> Option<&str> {
         self.info
             .lines()
             .find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
     }
+}
+
+fn describe(dir: &OwnedFd, number: InsidePid, fd: i32, entry: &Entry) -> Result<LiveDescription, Error> {
+    let failed = |what: &'static str| move |e: Errno| reading(number, what, e);
+    let path = format!("fd/{fd}");
+    let link = rustix::fs::readlinkat(dir, path.as_str(), Vec::with_capacity(128))
+        .map_err(failed("the name of a descriptor"))?;
+    let attributes =
+        statx(dir.as_fd(), &path, AtFlags::empty()).map_err(failed("the attributes of a descriptor"))?;
+    Ok(LiveDescription {
+        holder: (entry.process, fd),
+        queued: false,
+        flags: entry.flags,
+        pos: entry.pos,
+        mount: entry.mount,
+        object: ObjectKey {
+            dev: device(&attributes),
+            ino: attributes.stx_ino,
+        },
+        link: link.into_bytes(),
+        mode: u32::from(attributes.stx_mode),
+        links: attributes.stx_nlink,
+        size: attributes.stx_size,
+        device: (attributes.stx_rdev_major, attributes.stx_rdev_minor),
+        changed: Changed {
+            mtime: (attributes.stx_mtime.tv_sec, attributes.stx_mtime.tv_nsec),
+            ctime: (attributes.stx_ctime.tv_sec, attributes.stx_ctime.tv_nsec),
+        },
+        info: String::new(),
+        pulled: OnceCell::new(),
+    })
 }
 
 fn compare(number: InsidePid, ask: impl FnOnce() -> std::io::Result<Ordering>) -> Result<Ordering, Error> {

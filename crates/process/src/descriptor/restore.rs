@@ -51,6 +51,8 @@ pub(super) struct Restore<'a> {
     pub kept: Vec<Option<usize>>,
     /// Of each wanted description: the new one.
     pub made: Vec<Option<OwnedFd>>,
+    /// Live descriptions that were closed everywhere already.
+    pub evicted: BTreeSet<usize>,
     /// Ends held open until everything is in place, or new pipes would lose their content.
     held: Vec<OwnedFd>,
 }
@@ -82,6 +84,7 @@ pub fn restore(
         environment,
         kept,
         made,
+        evicted: BTreeSet::new(),
         held: Vec::new(),
     };
     restore.pipes()?;
@@ -238,7 +241,15 @@ impl Restore<'_> {
                     .map_err(making(format!("external object {}", id.0)))?
             }
             // Made with their other half, or by the process itself.
-            Kind::CharDevice(_) | Kind::Pipe(_) | Kind::Fifo(_) | Kind::PtyMaster(_) | Kind::PtySlave(_) => {
+            Kind::CharDevice(_)
+            | Kind::Pipe(_)
+            | Kind::Fifo(_)
+            | Kind::PtyMaster(_)
+            | Kind::PtySlave(_)
+            | Kind::Unix(_)
+            | Kind::Tcp(_)
+            | Kind::Udp(_)
+            | Kind::Netlink(_) => {
                 return Ok(None);
             }
         }))
@@ -288,15 +299,11 @@ impl Restore<'_> {
                     eventfd::restore(state, self.live.pull(live)?, &current)?;
                 }
             }
-            Kind::Timerfd(state) => {
-                if !timerfd::idle(state, &timerfd::capture(now)?) {
-                    timerfd::restore(state, self.live.pull(live)?)?;
-                }
+            Kind::Timerfd(state) if !timerfd::idle(state, &timerfd::capture(now)?) => {
+                timerfd::restore(state, self.live.pull(live)?)?;
             }
-            Kind::Signalfd(state) => {
-                if signalfd::capture(now)? != *state {
-                    signalfd::restore(state, self.live.pull(live)?)?;
-                }
+            Kind::Signalfd(state) if signalfd::capture(now)? != *state => {
+                signalfd::restore(state, self.live.pull(live)?)?;
             }
             Kind::Memfd(state) => memfd::restore(state, self.live.pull(live)?, self.environment.contents)?,
             _ => {}
@@ -389,7 +396,11 @@ impl Restore<'_> {
                 "whether it shares its table with another process has changed; re-create it",
             ));
         }
-        plan.open = live.slots.iter().map(|s| s.fd).collect();
+        let still_open = live
+            .slots
+            .iter()
+            .filter(|s| !self.evicted.contains(&s.description));
+        plan.open = still_open.map(|s| s.fd).collect();
         plan.wanted = table.slots.iter().map(|s| s.fd).collect();
         let mut installs: Vec<(u32, Vec<(i32, bool)>)> = Vec::new();
         for slot in &table.slots {
@@ -406,7 +417,7 @@ impl Restore<'_> {
                 Some(_) => {}
                 None => {
                     // Closed first, so that installing needs no more descriptors than the wanted table has.
-                    if now.is_some() {
+                    if plan.open.contains(&slot.fd) {
                         plan.close.push(slot.fd);
                     }
                     if self.deferred(slot.description as usize) {

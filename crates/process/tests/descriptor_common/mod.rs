@@ -217,13 +217,28 @@ impl Target {
         self.round_trip_of(false)
     }
 
+    /// Capture, change, restore, check: for programs whose check takes things out for good.
+    pub fn round_trip_once(&mut self) -> Tables {
+        self.expect("ready");
+        let tables = self.capture();
+        same(&tables, &self.capture_after(Some(&tables)));
+        for _ in 0..3 {
+            self.ask("change", "changed");
+            self.restore(&tables);
+        }
+        self.ask("check", "PASS");
+        self.restore(&tables);
+        self.ask("check", "PASS");
+        tables
+    }
+
     fn round_trip_of(&mut self, exact: bool) -> Tables {
         self.expect("ready");
         let tables = self.capture();
         self.ask("check", "PASS");
         let tables_again = self.capture_after(Some(&tables));
         if exact {
-            assert_eq!(tables, tables_again, "a check or a capture changed something");
+            same(&tables, &tables_again);
         }
         for _ in 0..2 {
             self.ask("change", "changed");
@@ -232,6 +247,14 @@ impl Target {
         }
         tables
     }
+}
+
+/// Looking has to leave everything as it is.
+fn same(a: &Tables, b: &Tables) {
+    for (one, other) in a.descriptions.iter().zip(&b.descriptions) {
+        assert_eq!(one, other, "a check or a capture changed something");
+    }
+    assert!(a == b, "a check or a capture changed something");
 }
 
 struct TestHost {

@@ -1,0 +1,242 @@
+//! What `sock_diag` netlink knows of sockets and no call on the socket itself tells (sock_diag(7)): the peer of a
+//! unix socket, its shutdown state, who waits to be accepted; and ending TCP connections that nobody holds any more.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+
+use deltabox_sys::socket::{Attachments, receive, send};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
+
+/// A unix socket as the kernel describes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct UnixSocket {
+    pub listening: bool,
+    /// Inode number of the peer.
+    pub peer: Option<u32>,
+    /// Inode numbers of the sockets that connected and were not accepted yet, oldest first.
+    pub waiting: Vec<u32>,
+    /// Bit 0: receiving is shut down, bit 1: sending.
+    pub shutdown: u8,
+    /// Of a listener: how many may wait.
+    pub backlog: u32,
+    /// Inode and (the kernel's own) device number of the socket file it is bound to.
+    pub file: Option<(u32, u32)>,
+}
+
+const SOCK_DIAG: u32 = 4;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const SOCK_DESTROY: u16 = 21;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
+const TCP_LISTEN: u8 = 10;
+
+/// `UDIAG_SHOW_VFS | PEER | ICONS | RQLEN`; the shutdown state comes unasked.
+const SHOW: u32 = 2 | 4 | 8 | 16;
+
+fn open() -> io::Result<OwnedFd> {
+    let protocol = Protocol::from_raw(std::num::NonZeroU32::new(SOCK_DIAG).ok_or(io::ErrorKind::Other)?);
+    let (family, kind) = (AddressFamily::NETLINK, SocketType::DGRAM);
+    Ok(socket_with(family, kind, SocketFlags::CLOEXEC, Some(protocol))?)
+}
+
+fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
+    let mut bytes = ((16 + body.len()) as u32).to_ne_bytes().to_vec();
+    bytes.extend_from_slice(&kind.to_ne_bytes());
+    bytes.extend_from_slice(&flags.to_ne_bytes());
+    bytes.extend_from_slice(&[0; 8]);
+    bytes.extend_from_slice(body);
+    bytes
+}
+
+/// All unix sockets of the network namespace this thread is in, by inode number.
+///
+/// # Errors
+/// When the kernel has no `CONFIG_UNIX_DIAG`.
+pub(super) fn unix_sockets() -> io::Result<HashMap<u32, UnixSocket>> {
+    let socket = open()?;
+    let mut body = vec![libc::AF_UNIX as u8, 0, 0, 0];
+    for word in [u32::MAX, 0, SHOW, u32::MAX, u32::MAX] {
+        body.extend_from_slice(&word.to_ne_bytes());
+    }
+    send(
+        &socket,
+        &message(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, &body),
+        Attachments::default(),
+    )?;
+    let mut found = HashMap::new();
+    loop {
+        // A dump answers within the calls; nothing is waited for.
+        let Some(answer) = receive(&socket, 65536, false)? else {
+            return Err(io::Error::other("the kernel did not finish its list of sockets"));
+        };
+        let mut rest = answer.bytes.as_slice();
+        while rest.len() >= 16 {
+            let len = (word(rest, 0) as usize).clamp(16, rest.len());
+            let (kind, body) = (half(rest, 4), &rest[16..len]);
+            match kind {
+                NLMSG_DONE => return Ok(found),
+                NLMSG_ERROR => return Err(errno(body)),
+                _ => {
+                    if let Some((ino, socket)) = parse(body) {
+                        found.insert(ino, socket);
+                    }
+                }
+            }
+            rest = &rest[len.next_multiple_of(4).min(rest.len())..];
+        }
+    }
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    bytes
+        .get(at..at + 4)
+        .map_or(0, |b| u32::from_ne_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+fn half(bytes: &[u8], at: usize) -> u16 {
+    bytes
+        .get(at..at + 2)
+        .map_or(0, |b| u16::from_ne_bytes([b[0], b[1]]))
+}
+
+fn errno(body: &[u8]) -> io::Error {
+    io::Error::from_raw_os_error((word(body, 0) as i32).wrapping_neg())
+}
+
+/// `struct unix_diag_msg` and its attributes (include/uapi/linux/unix_diag.h).
+fn parse(body: &[u8]) -> Option<(u32, UnixSocket)> {
+    if body.len() < 16 {
+        return None;
+    }
+    let mut socket = UnixSocket {
+        listening: body[2] == TCP_LISTEN,
+        ..UnixSocket::default()
+    };
+    let mut queue = (0, 0);
+    let mut rest = &body[16..];
+    while rest.len() >= 4 {
+        let len = (half(rest, 0) as usize).clamp(4, rest.len());
+        let value = &rest[4..len];
+        match half(rest, 2) {
+            1 => socket.file = Some((word(value, 0), word(value, 4))),
+            2 => socket.peer = Some(word(value, 0)),
+            3 => socket.waiting = (0..value.len() / 4).map(|i| word(value, i * 4)).collect(),
+            4 => queue = (word(value, 0), word(value, 4)),
+            6 => socket.shutdown = value.first().copied().unwrap_or(0),
+            _ => {}
+        }
+        rest = &rest[len.next_multiple_of(4).min(rest.len())..];
+    }
+    if socket.listening {
+        socket.backlog = queue.1;
+    }
+    Some((word(body, 4), socket))
+}
+
+/// Ends the TCP connection between two addresses without a trace, if there is one. Needs `CONFIG_INET_DIAG_DESTROY`;
+/// without it the kernel says so, and the connection goes away by its own timers.
+///
+/// # Errors
+/// Those of the kernel, except that there is no such connection.
+pub(super) fn destroy_tcp(local: &[u8], remote: &[u8]) -> io::Result<()> {
+    let Some(id) = connection(local, remote) else {
+        return Ok(());
+    };
+    let socket = open()?;
+    let request = |kind: u16, id: &[u8]| -> io::Result<Vec<u8>> {
+        let mut body = vec![local[0], libc::IPPROTO_TCP as u8, 0, 0];
+        body.extend_from_slice(&u32::MAX.to_ne_bytes());
+        body.extend_from_slice(id);
+        send(
+            &socket,
+            &message(kind, REQUEST | ACK, &body),
+            Attachments::default(),
+        )?;
+        let mut answers = Vec::new();
+        while let Some(answer) = receive(&socket, 8192, false)? {
+            answers.extend_from_slice(&answer.bytes);
+        }
+        Ok(answers)
+    };
+    // The kernel falls back to the listener of that address when there is no connection; that one is to stay.
+    let found = request(SOCK_DIAG_BY_FAMILY, &id)?;
+    if half(&found, 4) == NLMSG_ERROR || found.len() < 68 || found[17] == TCP_LISTEN {
+        return Ok(());
+    }
+    // `struct inet_diag_msg`: family, state, timer, retransmissions, then the id with the cookie of this one.
+    let answer = request(SOCK_DESTROY, &found[20..68])?;
+    match word(&answer, 16) {
+        0 => Ok(()),
+        _ => match errno(&answer[16.min(answer.len())..]) {
+            error if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
+/// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
+fn connection(local: &[u8], remote: &[u8]) -> Option<Vec<u8>> {
+    let mut id = Vec::with_capacity(48);
+    id.extend_from_slice(local.get(2..4)?);
+    id.extend_from_slice(remote.get(2..4)?);
+    for address in [local, remote] {
+        match i32::from(half(address, 0)) {
+            libc::AF_INET => {
+                id.extend_from_slice(address.get(4..8)?);
+                id.extend_from_slice(&[0; 12]);
+            }
+            libc::AF_INET6 => id.extend_from_slice(address.get(8..24)?),
+            _ => return None,
+        }
+    }
+    id.extend_from_slice(&[0; 4]);
+    id.extend_from_slice(&[0xff; 8]);
+    Some(id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn ino(socket: &impl std::os::fd::AsRawFd) -> u32 {
+        std::fs::metadata(format!("/proc/self/fd/{}", socket.as_raw_fd()))
+            .unwrap()
+            .ino() as u32
+    }
+
+    #[test]
+    fn peers_and_those_who_wait_are_listed() {
+        use std::os::unix::net::{UnixListener, UnixStream};
+        let (a, b) = UnixStream::pair().unwrap();
+        a.shutdown(std::net::Shutdown::Write).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+        let client = UnixStream::connect(dir.path().join("s")).unwrap();
+        let sockets = unix_sockets().unwrap();
+        assert_eq!(sockets[&ino(&a)].peer, Some(ino(&b)));
+        assert_eq!((sockets[&ino(&a)].shutdown, sockets[&ino(&b)].shutdown), (2, 1));
+        assert!(sockets[&ino(&listener)].listening);
+        assert_eq!(sockets[&ino(&listener)].waiting, [ino(&client)]);
+    }
+
+    #[test]
+    fn connections_are_ended() {
+        use std::io::Read;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let local = deltabox_sys::socket::local_address(&client).unwrap();
+        let remote = deltabox_sys::socket::peer_address(&client).unwrap();
+        match destroy_tcp(&local, &remote) {
+            Ok(()) => assert!(client.read(&mut [0]).is_err()),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::EOPNOTSUPP)),
+        }
+        destroy_tcp(&local, &remote).unwrap();
+        let again = std::net::TcpStream::connect(listener.local_addr().unwrap());
+        assert!(again.is_ok(), "the listener was ended too");
+    }
+}

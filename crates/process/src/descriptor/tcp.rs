@@ -1,0 +1,319 @@
+//! TCP sockets: listening, connected within the sandbox, half-closed, closed.
+//!
+//! What is in flight between two sockets of the sandbox is simply what one has sent and the other has not read, in
+//! the receiver's queue or still in the sender's. Reading the sender's queue takes repair mode (tcp(7),
+//! `TCP_REPAIR`), which our side has the privilege for; nothing is sent or taken out by it.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use deltabox_sys::socket::{
+    input_queue_bytes, int_option, local_address, option, output_queue_bytes, peer_address, receive,
+    set_int_option,
+};
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, making};
+use super::live::Live;
+use super::options::{self, Family, Opt};
+
+/// A TCP socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// IPv6.
+    pub six: bool,
+    pub options: Vec<Opt>,
+    /// The address as bytes.
+    pub local: Vec<u8>,
+    pub role: Role,
+}
+
+/// What it does. Sockets are positions in [`Tables::descriptions`](super::tables::Tables::descriptions).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Not connected; `bound` when the program gave it an address.
+    Closed {
+        bound: bool,
+    },
+    Listening {
+        backlog: u32,
+        /// Those who connected and were not accepted yet.
+        waiting: Vec<u32>,
+        /// How many wait, those outside of the sandbox included.
+        count: u32,
+    },
+    Connected(Connection),
+}
+
+/// A connection, seen from one end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connection {
+    pub remote: Vec<u8>,
+    pub peer: Peer,
+    /// Received and not yet read.
+    pub received: Vec<u8>,
+    /// Sent and not yet received by the peer.
+    pub unsent: Vec<u8>,
+    /// This end has said that it will send no more.
+    pub finished: bool,
+    /// So has the peer, and this end knows.
+    pub peer_finished: bool,
+    /// Bytes received and acknowledged since the connection began: equal counters mean that nothing happened.
+    pub counters: (u64, u64),
+}
+
+/// The other end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Peer {
+    Here(u32),
+    /// Waits at this listener to be accepted.
+    At(u32),
+    /// Within the sandbox, and held by nobody any more.
+    Gone,
+    /// Outside of the sandbox.
+    Outside,
+}
+
+// include/net/tcp_states.h
+const FIN_WAIT1: u8 = 4;
+const FIN_WAIT2: u8 = 5;
+const TIME_WAIT: u8 = 6;
+const CLOSE_WAIT: u8 = 8;
+const LAST_ACK: u8 = 9;
+const LISTEN: u8 = 10;
+const CLOSING: u8 = 11;
+
+// include/uapi/linux/tcp.h
+pub(super) const TCP_REPAIR: i32 = 19;
+pub(super) const TCP_REPAIR_QUEUE: i32 = 20;
+pub(super) const SEND_QUEUE: i32 = 2;
+const NO_QUEUE: i32 = 0;
+/// Leaves repair mode without sending anything.
+pub(super) const REPAIR_OFF_SILENTLY: i32 = -1;
+
+/// The beginning of `struct tcp_info`.
+pub(super) struct Info {
+    pub state: u8,
+    /// Of a listener: how many wait, and how many may.
+    waiting: u32,
+    backlog: u32,
+    acknowledged: u64,
+    received: u64,
+}
+
+pub(super) fn info(socket: BorrowedFd<'_>) -> io::Result<Info> {
+    let mut bytes = [0; 136];
+    option(socket, libc::IPPROTO_TCP, libc::TCP_INFO, &mut bytes)?;
+    let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let long = |at: usize| u64::from(word(at)) | u64::from(word(at + 4)) << 32;
+    Ok(Info {
+        state: bytes[0],
+        waiting: word(24),
+        backlog: word(28),
+        acknowledged: long(120),
+        received: long(128),
+    })
+}
+
+pub(super) fn survey(socket: BorrowedFd<'_>) -> Result<Option<(&'static str, &'static str)>, Error> {
+    /// `TCP_ULP`: TLS in the kernel and the like.
+    const TCP_ULP: i32 = 31;
+    let mut name = [0; 16];
+    match option(socket, libc::IPPROTO_TCP, TCP_ULP, &mut name) {
+        Ok(len) if len > 0 && name[0] != 0 => Ok(Some((
+            "the kernel encrypts or transforms what it carries, with keys that cannot be read out",
+            "let the program do so itself",
+        ))),
+        _ => Ok(None),
+    }
+}
+
+pub(super) fn family(six: bool) -> Family {
+    Family::Tcp { six }
+}
+
+pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
+    let socket = live.duplicate(position)?;
+    let look = || -> io::Result<State> {
+        let local = local_address(&socket)?;
+        let six = local.first() == Some(&(libc::AF_INET6 as u8));
+        let info = info(socket.as_fd())?;
+        let role = if info.state == LISTEN {
+            let (backlog, count) = (info.backlog, info.waiting);
+            Role::Listening {
+                backlog,
+                waiting: Vec::new(),
+                count,
+            }
+        } else {
+            match peer_address(&socket) {
+                Ok(remote) => Role::Connected(connection(socket.as_fd(), &info, &local, remote)?),
+                Err(_) => Role::Closed {
+                    bound: port(&local) != 0,
+                },
+            }
+        };
+        Ok(State {
+            six,
+            options: options::read(socket.as_fd(), family(six))?,
+            local,
+            role,
+        })
+    };
+    look().map_err(making("a TCP socket"))
+}
+
+fn connection(socket: BorrowedFd<'_>, info: &Info, local: &[u8], remote: Vec<u8>) -> io::Result<Connection> {
+    let waiting = input_queue_bytes(socket)?;
+    let received = if waiting > 0 {
+        peek(socket, waiting as usize)?
+    } else {
+        Vec::new()
+    };
+    let unsent = if output_queue_bytes(socket)? > 0 {
+        peek_sent(socket)?
+    } else {
+        Vec::new()
+    };
+    let inside = is_loopback(&remote) || ip(&remote) == ip(local);
+    Ok(Connection {
+        peer: if inside { Peer::Gone } else { Peer::Outside },
+        remote,
+        received,
+        unsent,
+        finished: matches!(info.state, FIN_WAIT1 | FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING),
+        peer_finished: matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT),
+        counters: (info.received, info.acknowledged),
+    })
+}
+
+fn peek(socket: BorrowedFd<'_>, room: usize) -> io::Result<Vec<u8>> {
+    Ok(receive(socket, room, true)?.map_or_else(Vec::new, |m| m.bytes))
+}
+
+/// Reads what was sent and is not acknowledged. Repair mode forgets `SO_REUSEADDR`, which is put back.
+fn peek_sent(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let room = output_queue_bytes(socket)? as usize;
+    let reuse = int_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+    set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR, 1)?;
+    let found = set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE)
+        .and_then(|()| peek(socket, room));
+    set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR_QUEUE, NO_QUEUE)?;
+    set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_SILENTLY)?;
+    set_int_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)?;
+    found
+}
+
+/// Finds out who is connected to whom, once all sockets are known.
+pub(super) fn connect_ends(all: &mut [(u32, &mut State)]) {
+    let ends: Vec<(u32, End, Option<End>)> = all
+        .iter()
+        .map(|(position, state)| {
+            let remote = match &state.role {
+                Role::Connected(c) => Some(end(&c.remote)),
+                Role::Closed { .. } | Role::Listening { .. } => None,
+            };
+            (*position, end(&state.local), remote)
+        })
+        .collect();
+    let is_listener: Vec<bool> = all
+        .iter()
+        .map(|(_, s)| matches!(s.role, Role::Listening { count, .. } if count > 0))
+        .collect();
+    let mut waits = Vec::new();
+    for (index, (position, state)) in all.iter_mut().enumerate() {
+        let Role::Connected(connection) = &mut state.role else {
+            continue;
+        };
+        if connection.peer == Peer::Outside {
+            continue;
+        }
+        let (local, remote) = (ends[index].1, end(&connection.remote));
+        let other = ends
+            .iter()
+            .find(|(p, l, r)| p != position && *l == remote && *r == Some(local));
+        let listener = ends.iter().enumerate().find(|(i, (_, l, _))| {
+            is_listener[*i] && l.1 == remote.1 && (l.0 == remote.0 || l.0 == ANY || l.0 == ANY4)
+        });
+        connection.peer = match (other, listener) {
+            (Some((peer, _, _)), _) => Peer::Here(*peer),
+            (None, Some((_, (at, _, _)))) if !connection.finished && !connection.peer_finished => {
+                waits.push((*at, *position));
+                Peer::At(*at)
+            }
+            _ => Peer::Gone,
+        };
+    }
+    for (position, state) in all {
+        if let Role::Listening { waiting, .. } = &mut state.role {
+            *waiting = waits
+                .iter()
+                .filter(|(at, _)| at == position)
+                .map(|(_, client)| *client)
+                .collect();
+        }
+    }
+}
+
+/// Address (IPv4 as IPv6) and port.
+type End = ([u8; 16], u16);
+
+const ANY: [u8; 16] = [0; 16];
+const ANY4: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
+
+fn ip(address: &[u8]) -> [u8; 16] {
+    let mut ip = ANY4;
+    match (
+        address.first().map(|f| i32::from(*f)),
+        address.get(4..8),
+        address.get(8..24),
+    ) {
+        (Some(libc::AF_INET), Some(four), _) => ip[12..].copy_from_slice(four),
+        (Some(libc::AF_INET6), _, Some(sixteen)) => ip.copy_from_slice(sixteen),
+        _ => {}
+    }
+    ip
+}
+
+pub(super) fn port(address: &[u8]) -> u16 {
+    address.get(2..4).map_or(0, |p| u16::from_be_bytes([p[0], p[1]]))
+}
+
+fn end(address: &[u8]) -> End {
+    (ip(address), port(address))
+}
+
+fn is_loopback(address: &[u8]) -> bool {
+    let ip = ip(address);
+    let mut six = [0; 16];
+    six[15] = 1;
+    ip == six || (ip[..12] == ANY4[..12] && ip[12] == 127)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_queues_are_looked_at_without_a_trace() {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.set_nonblocking(true).unwrap();
+        let block: Vec<u8> = (0..100_000_u32).map(|i| (i % 251) as u8).collect();
+        let mut sent = Vec::new();
+        while let Ok(n) = client.write(&block) {
+            sent.extend_from_slice(&block[..n]);
+        }
+        let waiting = input_queue_bytes(&server).unwrap() as usize;
+        let received = peek(server.as_fd(), waiting).unwrap();
+        let unsent = peek_sent(client.as_fd()).unwrap();
+        assert!(!unsent.is_empty());
+        assert_eq!([received, unsent].concat(), sent);
+        drop(client);
+        let mut all = Vec::new();
+        server.read_to_end(&mut all).unwrap();
+        assert_eq!(all, sent);
+    }
+}

@@ -1,0 +1,184 @@
+//! Unix sockets: pairs, listeners, connections, datagrams.
+//!
+//! A socket is kept when it is the same one, in the same relations: listening under the same name, or connected to
+//! the same peer. What cannot be undone on a socket (a shutdown, a connection made or lost, credentials) makes it,
+//! and with it its peer, be made anew ([`unix_make`](super::unix_make)).
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd};
+
+use deltabox_sys::socket::{Credentials, int_option, local_address, option};
+use serde::{Deserialize, Serialize};
+
+use super::diag::{UnixSocket, unix_sockets};
+use super::error::{Error, making};
+use super::live::Live;
+use super::options::{self, Family, Opt};
+use super::room;
+use super::unix_queue::{Identity, Queued, peek};
+
+/// A unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    /// `SOCK_STREAM`, `SOCK_DGRAM` or `SOCK_SEQPACKET`.
+    pub kind: i32,
+    pub options: Vec<Opt>,
+    /// The address as bytes: only a family when it has no name; a path; or a zero byte and an abstract name.
+    pub name: Vec<u8>,
+    /// The inode number of the socket file, when its name is a path.
+    pub file: Option<u32>,
+    /// That file is below the sandbox's root.
+    pub on_root: bool,
+    pub role: Role,
+    /// Bit 0: receiving is shut down, bit 1: sending.
+    pub shutdown: u8,
+    /// Whom the socket says its peer is (`SO_PEERCRED`).
+    pub credentials: Option<Identity>,
+    pub queue: Vec<Queued>,
+}
+
+/// How it relates to others. Sockets are positions in
+/// [`Tables::descriptions`](super::tables::Tables::descriptions).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Role {
+    /// Neither listening nor connected.
+    Idle,
+    Listening {
+        backlog: u32,
+        /// Those who wait to be accepted, oldest first. `None`: one that nobody holds any more.
+        waiting: Vec<Option<u32>>,
+    },
+    /// `None`: the peer is closed, or outside of the sandbox.
+    Connected { peer: Option<u32> },
+    /// Connected to a listener that has not accepted it yet.
+    Waiting,
+}
+
+/// All unix sockets of the sandbox as they are now.
+pub(super) struct Now {
+    diag: HashMap<u32, UnixSocket>,
+    by_ino: HashMap<u32, usize>,
+    /// Who waits at which listener.
+    waits: HashMap<u32, u32>,
+}
+
+impl Now {
+    pub(super) fn read(live: &Live) -> Result<Now, Error> {
+        let diag = room::inside(live, None, unix_sockets).map_err(making("the list of unix sockets"))?;
+        let sockets = live
+            .descriptions
+            .iter()
+            .enumerate()
+            .filter(|(_, d)| d.is_socket());
+        let by_ino = sockets
+            .map(|(position, d)| (d.object.ino as u32, position))
+            .collect();
+        let waits = diag
+            .iter()
+            .flat_map(|(ino, socket)| socket.waiting.iter().map(move |client| (*client, *ino)))
+            .collect();
+        Ok(Now { diag, by_ino, waits })
+    }
+
+    /// What the kernel says of a live socket.
+    pub(super) fn of(&self, live: &Live, position: usize) -> UnixSocket {
+        let ino = live.descriptions[position].object.ino as u32;
+        self.diag.get(&ino).cloned().unwrap_or_default()
+    }
+
+    pub(super) fn position(&self, ino: u32) -> Option<usize> {
+        self.by_ino.get(&ino).copied()
+    }
+}
+
+/// The relations of a live socket, in live positions.
+pub(super) fn role(now: &Now, live: &Live, position: usize, kind: i32, has_peer: bool) -> Role {
+    let found = now.of(live, position);
+    let at = |ino: u32| now.position(ino).map(|p| p as u32);
+    if found.listening {
+        let waiting = found.waiting.iter().map(|&ino| at(ino)).collect();
+        return Role::Listening {
+            backlog: found.backlog,
+            waiting,
+        };
+    }
+    let ino = live.descriptions[position].object.ino as u32;
+    if now.waits.contains_key(&ino) {
+        return Role::Waiting;
+    }
+    match found.peer {
+        Some(peer) => Role::Connected { peer: at(peer) },
+        // A stream whose peer is closed still knows that it was connected.
+        None if has_peer && kind != libc::SOCK_DGRAM => Role::Connected { peer: None },
+        None => Role::Idle,
+    }
+}
+
+/// The process that `SO_PEERCRED` names; none for sockets that were never connected.
+pub(super) fn credentials(live: &Live, socket: BorrowedFd<'_>) -> Result<Option<Identity>, Error> {
+    let mut bytes = [0; 12];
+    option(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut bytes).map_err(making("a unix socket"))?;
+    let word = |at: usize| u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+    let (pid, uid, gid) = (word(0) as i32, word(4), word(8));
+    // The kernel answers with ids of -1 when there are none.
+    if pid == 0 && uid == u32::MAX {
+        return Ok(None);
+    }
+    Ok(Some(Identity::of(live, Credentials { pid, uid, gid })))
+}
+
+/// Was the socket connected at some time? Even a socket whose peer is closed has the peer's credentials.
+pub(super) fn was_connected(socket: BorrowedFd<'_>) -> Result<bool, Error> {
+    let mut bytes = [0; 12];
+    option(socket, libc::SOL_SOCKET, libc::SO_PEERCRED, &mut bytes).map_err(making("a unix socket"))?;
+    Ok(bytes[4..8] != [0xff; 4])
+}
+
+pub(super) fn capture(live: &Live, now: &Now, position: usize) -> Result<State, Error> {
+    let socket = live.duplicate(position)?;
+    let socket = socket.as_fd();
+    let failed = || making("a unix socket");
+    let kind = int_option(socket, libc::SOL_SOCKET, libc::SO_TYPE).map_err(failed())?;
+    let connected = was_connected(socket)?;
+    let found = now.of(live, position);
+    let role = role(now, live, position, kind, connected);
+    let queue = if matches!(role, Role::Listening { .. }) {
+        Vec::new()
+    } else {
+        queue(live, position)?
+    };
+    Ok(State {
+        kind,
+        options: options::read(socket, Family::Unix).map_err(failed())?,
+        name: local_address(socket).map_err(failed())?,
+        file: found.file.map(|(ino, _)| ino),
+        on_root: found
+            .file
+            .is_some_and(|(_, dev)| u64::from(dev) == live.root_device),
+        role,
+        shutdown: found.shutdown,
+        credentials: credentials(live, socket)?,
+        queue,
+    })
+}
+
+/// The queue of a live socket, with descriptors as live positions.
+pub(super) fn queue(live: &Live, position: usize) -> Result<Vec<Queued>, Error> {
+    if let Some(known) = live.queues.get(&position) {
+        return Ok(known.clone());
+    }
+    let messages = peek(live.duplicate(position)?.as_fd()).map_err(making("the queue of a unix socket"))?;
+    let queued = messages.into_iter().map(|message| Queued {
+        credentials: known_sender(live, message.credentials),
+        bytes: message.bytes,
+        descriptors: Vec::new(),
+        sender: message.sender,
+        end_of_record: message.end_of_record,
+    });
+    Ok(queued.collect())
+}
+
+pub(super) fn known_sender(live: &Live, credentials: Option<Credentials>) -> Option<Identity> {
+    // Nobody asked for them when it was sent: the kernel then answers with nothing in particular.
+    credentials.filter(|c| c.pid != 0).map(|c| Identity::of(live, c))
+}

@@ -1,0 +1,564 @@
+//! Making unix sockets anew, and filling their queues.
+//!
+//! Whom a socket names as its peer (`SO_PEERCRED`) is settled by the process that calls socketpair, listen or
+//! connect; so these are called in that process. Names are settled by our side, standing in the sandbox's root, so
+//! that they read as the program spelled them; the socket file of a listener is replaced by one with the same owner,
+//! mode and times, since the kernel knows no other way to lead a file to a new socket.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use deltabox_sys::socket::{Credentials, connect, int_option, local_address, set_int_option};
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socket_with, socketpair};
+
+use super::borrow::{self, number};
+use super::error::{Error, bad_state, making};
+use super::options::{self, Family};
+use super::restore::Restore;
+use super::room;
+use super::tables::Kind;
+use super::unix::{self, Now, Role, State};
+use super::unix_name;
+use super::unix_queue::{self, Identity, Queued};
+use crate::stop::Process;
+
+fn state<'a>(restore: &Restore<'a>, wanted: usize) -> Option<&'a State> {
+    match &restore.wanted.descriptions[wanted].kind {
+        Kind::Unix(state) => Some(state),
+        _ => None,
+    }
+}
+
+fn sockets(restore: &Restore<'_>) -> Vec<usize> {
+    (0..restore.wanted.descriptions.len())
+        .filter(|&w| state(restore, w).is_some())
+        .collect()
+}
+
+/// Lets go of live sockets that cannot be changed into what is wanted of them.
+pub(super) fn release_unfit(restore: &mut Restore<'_>) -> Result<Option<Now>, Error> {
+    let sockets = sockets(restore);
+    if sockets.is_empty() {
+        return Ok(None);
+    }
+    let now = Now::read(restore.live)?;
+    loop {
+        let serves = serves(restore);
+        let mut unfit = Vec::new();
+        for &wanted in &sockets {
+            if let (Some(live), Some(state)) = (restore.kept[wanted], state(restore, wanted))
+                && !fits(restore, &now, &serves, state, live)?
+            {
+                unfit.push(wanted);
+            }
+        }
+        unfit.extend(crowded_listeners(restore, &sockets));
+        if unfit.is_empty() {
+            return Ok(Some(now));
+        }
+        for wanted in unfit {
+            restore.kept[wanted] = None;
+        }
+    }
+}
+
+/// Live positions and what they serve as.
+fn serves(restore: &Restore<'_>) -> HashMap<usize, u32> {
+    let kept = restore.kept.iter().enumerate();
+    kept.filter_map(|(wanted, live)| Some(((*live)?, wanted as u32)))
+        .collect()
+}
+
+/// Listeners that somebody waits at cannot help to make another connection.
+fn crowded_listeners(restore: &Restore<'_>, sockets: &[usize]) -> Vec<usize> {
+    let missing: Vec<&State> = sockets
+        .iter()
+        .filter(|&&w| restore.kept[w].is_none())
+        .filter_map(|&w| state(restore, w))
+        .filter(|s| matches!(s.role, Role::Connected { .. }) && s.name.len() > 2)
+        .collect();
+    let crowded = |wanted: &usize| {
+        restore.kept[*wanted].is_some()
+            && state(restore, *wanted).is_some_and(|s| {
+                matches!(&s.role, Role::Listening { waiting, .. } if !waiting.is_empty())
+                    && missing.iter().any(|m| m.name == s.name)
+            })
+    };
+    sockets.iter().copied().filter(crowded).collect()
+}
+
+fn fits(
+    restore: &Restore<'_>,
+    now: &Now,
+    serves: &HashMap<usize, u32>,
+    wanted: &State,
+    live: usize,
+) -> Result<bool, Error> {
+    let socket = restore.live.duplicate(live)?;
+    let failed = || making("a unix socket");
+    let kind = int_option(&socket, libc::SOL_SOCKET, libc::SO_TYPE).map_err(failed())?;
+    let found = now.of(restore.live, live);
+    let connected = unix::was_connected(socket.as_fd())?;
+    let role = translate(unix::role(now, restore.live, live, kind, connected), serves);
+    let file_is_right = match (wanted.file, found.file) {
+        (None, None) => true,
+        (Some(ino), Some((other, dev))) => {
+            wanted.on_root == (u64::from(dev) == restore.live.root_device)
+                && (ino == other || unix_name::leads_to(restore, wanted, other)?)
+        }
+        _ => false,
+    };
+    let same = kind == wanted.kind
+        && file_is_right
+        && role == wanted.role
+        && found.shutdown & !wanted.shutdown == 0
+        && local_address(&socket).map_err(failed())? == wanted.name
+        && unix::credentials(restore.live, socket.as_fd())? == wanted.credentials;
+    if !same || matches!(wanted.role, Role::Listening { .. }) {
+        return Ok(same);
+    }
+    // A queue can only be refilled by somebody who can still send to it.
+    let reachable = found.shutdown & 1 == 0 && !matches!(wanted.role, Role::Connected { peer: None });
+    Ok(reachable || queue_is_right(restore, serves, wanted, live)?)
+}
+
+fn translate(role: Role, serves: &HashMap<usize, u32>) -> Role {
+    // What serves as nothing must not look like "nobody".
+    let one = |live: u32| serves.get(&(live as usize)).copied().unwrap_or(u32::MAX);
+    match role {
+        Role::Listening { backlog, waiting } => Role::Listening {
+            backlog,
+            waiting: waiting.into_iter().map(|w| w.map(one)).collect(),
+        },
+        Role::Connected { peer } => Role::Connected { peer: peer.map(one) },
+        Role::Idle => Role::Idle,
+        Role::Waiting => Role::Waiting,
+    }
+}
+
+fn queue_is_right(
+    restore: &Restore<'_>,
+    serves: &HashMap<usize, u32>,
+    wanted: &State,
+    live: usize,
+) -> Result<bool, Error> {
+    let mut now = unix::queue(restore.live, live)?;
+    for message in &mut now {
+        for descriptor in &mut message.descriptors {
+            *descriptor = serves.get(&(*descriptor as usize)).copied().unwrap_or(u32::MAX);
+        }
+    }
+    Ok(now == wanted.queue)
+}
+
+/// Makes what is missing and puts everything into its wanted state.
+pub(super) fn restore_all(
+    restore: &mut Restore<'_>,
+    processes: &mut [Process],
+    now: Option<&Now>,
+) -> Result<(), Error> {
+    let Some(now) = now else { return Ok(()) };
+    let sockets = sockets(restore);
+    let new: BTreeSet<usize> = sockets
+        .iter()
+        .copied()
+        .filter(|&w| restore.kept[w].is_none())
+        .collect();
+    let mut maker = Maker {
+        restore,
+        processes,
+        now,
+        partners: HashMap::new(),
+    };
+    for &wanted in &new {
+        maker.plain(wanted)?;
+    }
+    for &wanted in &new {
+        maker.connected(wanted)?;
+    }
+    for &wanted in &sockets {
+        maker.waiting(wanted, &new)?;
+    }
+    maker.fill(&sockets)?;
+    maker.finish(&sockets)
+}
+
+/// The work in progress.
+struct Maker<'m, 'r> {
+    restore: &'m mut Restore<'r>,
+    processes: &'m mut [Process],
+    now: &'m Now,
+    /// The other ends of sockets whose peer is gone: closed when the queue is filled.
+    partners: HashMap<usize, OwnedFd>,
+}
+
+impl<'r> Maker<'_, 'r> {
+    fn state(&self, wanted: usize) -> Result<&'r State, Error> {
+        state(self.restore, wanted).ok_or_else(|| bad_state("a unix socket", "it is none"))
+    }
+
+    fn process(&mut self, identity: Option<Identity>) -> Option<&mut Process> {
+        let number = identity?.process?;
+        self.processes.iter_mut().find(|p| p.inside() == number)
+    }
+
+    fn new_socket(&self, kind: i32) -> Result<OwnedFd, Error> {
+        let make = || {
+            Ok(socket_with(
+                AddressFamily::UNIX,
+                socket_type(kind),
+                SocketFlags::CLOEXEC,
+                None,
+            )?)
+        };
+        room::inside(self.restore.live, None, make).map_err(making("a unix socket"))
+    }
+
+    /// Sockets that are not connected, and all those of datagrams.
+    fn plain(&mut self, wanted: usize) -> Result<(), Error> {
+        let state = self.state(wanted)?;
+        if self.restore.made[wanted].is_some() {
+            return Ok(());
+        }
+        match &state.role {
+            Role::Listening { backlog, .. } => {
+                let socket = self.new_socket(state.kind)?;
+                unix_name::bind(self.restore, self.now, wanted, state, &socket)?;
+                self.listen(&socket, state.credentials, *backlog)?;
+                self.restore.made[wanted] = Some(socket);
+            }
+            Role::Idle => {
+                let socket = self.new_socket(state.kind)?;
+                unix_name::bind(self.restore, self.now, wanted, state, &socket)?;
+                self.restore.made[wanted] = Some(socket);
+            }
+            Role::Connected { peer } if state.kind == libc::SOCK_DGRAM => {
+                if let Some(peer) = *peer
+                    && self.is_pair(wanted, peer as usize)
+                {
+                    return self.pair(wanted, peer as usize);
+                }
+                let socket = self.new_socket(state.kind)?;
+                unix_name::bind(self.restore, self.now, wanted, state, &socket)?;
+                self.restore.made[wanted] = Some(socket);
+            }
+            Role::Connected { .. } | Role::Waiting => {}
+        }
+        Ok(())
+    }
+
+    /// Two sockets without names that are connected to each other.
+    fn is_pair(&self, a: usize, b: usize) -> bool {
+        let unnamed = |w| state(self.restore, w).filter(|s| s.name.len() <= 2);
+        let (Some(_), Some(other)) = (unnamed(a), unnamed(b)) else {
+            return false;
+        };
+        other.role == Role::Connected { peer: Some(a as u32) }
+    }
+
+    fn connected(&mut self, wanted: usize) -> Result<(), Error> {
+        let state = self.state(wanted)?;
+        let Role::Connected { peer } = state.role else {
+            return Ok(());
+        };
+        if state.kind == libc::SOCK_DGRAM {
+            return self.connect_datagrams(wanted, peer);
+        }
+        if self.restore.made[wanted].is_some() {
+            return Ok(());
+        }
+        match peer {
+            Some(peer) => self.pair(wanted, peer as usize),
+            None => {
+                let (socket, partner) = self.ends(state, None)?;
+                self.restore.made[wanted] = Some(socket);
+                self.partners.insert(wanted, partner);
+                Ok(())
+            }
+        }
+    }
+
+    fn connect_datagrams(&mut self, wanted: usize, peer: Option<u32>) -> Result<(), Error> {
+        let Some(peer) = peer.map(|p| p as usize) else {
+            return Ok(());
+        };
+        if self.is_pair(wanted, peer) {
+            return Ok(());
+        }
+        let socket = self.restore.object(wanted)?;
+        let address = unix_name::reachable(self.restore, peer, self.state(peer)?)?;
+        let root = self.restore.environment.root;
+        room::inside(self.restore.live, Some(root), || connect(socket, &address))
+            .map_err(making(self.restore.show(wanted)))
+    }
+
+    fn pair(&mut self, a: usize, b: usize) -> Result<(), Error> {
+        let (first, second) = (self.state(a)?, self.state(b)?);
+        // The one with a name was accepted by the listener of that name.
+        let (accepted, other) = if first.name.len() > 2 { (a, b) } else { (b, a) };
+        let (accepted_end, other_end) = if first.name.len() > 2 {
+            self.ends(first, Some((b, second)))?
+        } else {
+            self.ends(second, Some((a, first)))?
+        };
+        self.restore.made[accepted] = Some(accepted_end);
+        self.restore.made[other] = Some(other_end);
+        Ok(())
+    }
+
+    /// Both ends of a connection, the one described by `accepted` first.
+    fn ends(
+        &mut self,
+        accepted: &State,
+        other: Option<(usize, &State)>,
+    ) -> Result<(OwnedFd, OwnedFd), Error> {
+        let other_credentials = other.map_or(accepted.credentials, |(_, s)| s.credentials);
+        let unnamed = accepted.name.len() <= 2 && other.is_none_or(|(_, s)| s.name.len() <= 2);
+        if unnamed && accepted.credentials == other_credentials {
+            return self.socket_pair(accepted.kind, accepted.credentials);
+        }
+        let client = self.new_socket(accepted.kind)?;
+        if let Some((position, state)) = other {
+            unix_name::bind(self.restore, self.now, position, state, &client)?;
+        }
+        let listening = self.listener_named(&accepted.name);
+        let (listener, address, guard) = match listening {
+            Some(position) => {
+                let state = self.state(position)?;
+                let address = unix_name::reachable(self.restore, position, state)?;
+                let object = self.restore.object(position)?;
+                let object = object.try_clone_to_owned().map_err(making("a unix socket"))?;
+                (object, address, None)
+            }
+            None => {
+                let socket = self.new_socket(accepted.kind)?;
+                let guard = unix_name::bind_for_now(self.restore, accepted, &socket)?;
+                self.listen(&socket, other_credentials, 1)?;
+                let address = match &guard {
+                    Some(guard) => guard.address(),
+                    None => local_address(&socket).map_err(making("a unix socket"))?,
+                };
+                (socket, address, guard)
+            }
+        };
+        self.connect(&client, accepted.credentials, &address)?;
+        let accepted_end = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)
+            .map_err(making("a connection of unix sockets"))?;
+        drop(listener);
+        if let Some(guard) = guard {
+            guard.end(self.restore)?;
+        }
+        Ok((accepted_end, client))
+    }
+
+    /// A listener of the wanted state with this name.
+    fn listener_named(&self, name: &[u8]) -> Option<usize> {
+        (0..self.restore.wanted.descriptions.len()).find(|&w| {
+            name.len() > 2
+                && (self.restore.kept[w].is_some() || self.restore.made[w].is_some())
+                && state(self.restore, w)
+                    .is_some_and(|s| matches!(s.role, Role::Listening { .. }) && s.name == name)
+        })
+    }
+
+    fn socket_pair(&mut self, kind: i32, by: Option<Identity>) -> Result<(OwnedFd, OwnedFd), Error> {
+        let Some(process) = self.process(by) else {
+            return socketpair(AddressFamily::UNIX, socket_type(kind), SocketFlags::CLOEXEC, None)
+                .map_err(making("a pair of unix sockets"));
+        };
+        let mut batch = crate::inject::Batch::new();
+        let pair = batch.output(8);
+        let flags = number(kind | libc::SOCK_CLOEXEC);
+        let call = batch.call(
+            libc::SYS_socketpair,
+            &[number(libc::AF_UNIX), flags, number(0), pair.into()],
+        );
+        process.run(&mut batch)?;
+        batch.result(call).map_err(|source: Errno| Error::Act {
+            process: process.inside(),
+            what: "make a pair of unix sockets",
+            source: source.into(),
+        })?;
+        let bytes = batch.bytes(pair).to_vec();
+        let fd = |at: usize| i32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let first = borrow::take(process, fd(0));
+        let second = borrow::take(process, fd(4));
+        Ok((first?, second?))
+    }
+
+    fn listen(&mut self, socket: &OwnedFd, by: Option<Identity>, backlog: u32) -> Result<(), Error> {
+        let Some(process) = self.process(by) else {
+            return rustix::net::listen(socket, backlog as i32).map_err(making("a listening unix socket"));
+        };
+        borrow::with_object(process, socket.as_fd(), None, |process, fd| {
+            borrow::call(process, "listen on a unix socket", |batch| {
+                batch.call(libc::SYS_listen, &[number(fd), number(backlog as i32)])
+            })
+        })
+        .map(drop)
+    }
+
+    fn connect(&mut self, socket: &OwnedFd, by: Option<Identity>, address: &[u8]) -> Result<(), Error> {
+        let (live, root) = (self.restore.live, self.restore.environment.root);
+        let Some(process) = self.process(by) else {
+            return room::inside(live, Some(root), || connect(socket, address))
+                .map_err(making("a connection of unix sockets"));
+        };
+        borrow::with_object(process, socket.as_fd(), None, |process, fd| {
+            borrow::call(process, "connect a unix socket", |batch| {
+                let bytes = batch.input(address);
+                let len = number(address.len() as i32);
+                batch.call(libc::SYS_connect, &[number(fd), bytes.into(), len])
+            })
+        })
+        .map(drop)
+    }
+
+    /// Those who wait at a listener connect again, in their order.
+    fn waiting(&mut self, wanted: usize, new: &BTreeSet<usize>) -> Result<(), Error> {
+        let state = self.state(wanted)?;
+        let Role::Listening { waiting, .. } = &state.role else {
+            return Ok(());
+        };
+        if !new.contains(&wanted) {
+            return Ok(());
+        }
+        let address = unix_name::reachable(self.restore, wanted, state)?;
+        for client in waiting {
+            let socket = self.new_socket(state.kind)?;
+            let Some(client) = *client else {
+                // Its owner is gone; the listener still accepts it, and finds it closed.
+                self.connect(&socket, None, &address)?;
+                continue;
+            };
+            let client = client as usize;
+            let of_client = self.state(client)?;
+            unix_name::bind(self.restore, self.now, client, of_client, &socket)?;
+            self.connect(&socket, holder(self.restore, client), &address)?;
+            self.restore.made[client] = Some(socket);
+        }
+        Ok(())
+    }
+
+    /// Puts the wanted content into every queue.
+    fn fill(&mut self, sockets: &[usize]) -> Result<(), Error> {
+        let serves = serves(self.restore);
+        for &wanted in sockets {
+            let state = self.state(wanted)?;
+            if matches!(state.role, Role::Listening { .. } | Role::Waiting) {
+                continue;
+            }
+            if let Some(live) = self.restore.kept[wanted] {
+                if queue_is_right(self.restore, &serves, state, live)? {
+                    continue;
+                }
+                let socket = self.restore.object(wanted)?;
+                unix_queue::drain(socket).map_err(making("the queue of a unix socket"))?;
+                // Credentials are put in where they were, not by a request that came later.
+                set_int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED, 0)
+                    .map_err(making("a unix socket"))?;
+            }
+            for message in &state.queue {
+                self.put(wanted, state, message)?;
+            }
+        }
+        self.partners.clear();
+        Ok(())
+    }
+
+    fn put(&self, wanted: usize, state: &State, message: &Queued) -> Result<(), Error> {
+        let failed = || making(format!("the queue of {}", self.restore.show(wanted)));
+        let descriptors = message
+            .descriptors
+            .iter()
+            .map(|&d| self.restore.object(d as usize));
+        let descriptors = descriptors.collect::<Result<Vec<BorrowedFd<'_>>, Error>>()?;
+        let credentials = message.credentials.and_then(|identity| {
+            let pid = self.restore.live.outside(identity.process?)?;
+            let (pid, uid, gid) = (pid.as_raw_nonzero().get(), identity.uid, identity.gid);
+            Some(Credentials { pid, uid, gid })
+        });
+        if let Some(partner) = self.partners.get(&wanted) {
+            return unix_queue::put(partner.as_fd(), &[], message, &descriptors, credentials)
+                .map_err(failed());
+        }
+        let is_datagram = state.kind == libc::SOCK_DGRAM;
+        if let Role::Connected { peer: Some(peer) } = state.role
+            && (!is_datagram || self.is_pair(wanted, peer as usize))
+        {
+            let sender = self.restore.object(peer as usize)?;
+            apply_send_buffer(sender, self.state(peer as usize)?).map_err(failed())?;
+            return unix_queue::put(sender, &[], message, &descriptors, credentials).map_err(failed());
+        }
+        let sender = match self.socket_named(&message.sender) {
+            Some(sender) => self
+                .restore
+                .object(sender)?
+                .try_clone_to_owned()
+                .map_err(failed())?,
+            None => self.new_socket(libc::SOCK_DGRAM)?,
+        };
+        let address = unix_name::reachable(self.restore, wanted, state)?;
+        let root = self.restore.environment.root;
+        room::inside(self.restore.live, Some(root), || {
+            unix_queue::put(sender.as_fd(), &address, message, &descriptors, credentials)
+        })
+        .map_err(failed())
+    }
+
+    fn socket_named(&self, name: &[u8]) -> Option<usize> {
+        let named =
+            |w: &usize| state(self.restore, *w).is_some_and(|s| s.kind == libc::SOCK_DGRAM && s.name == name);
+        (0..self.restore.wanted.descriptions.len()).find(|w| name.len() > 2 && named(w))
+    }
+
+    /// Options and shutdowns, now that nothing has to be sent any more.
+    fn finish(&mut self, sockets: &[usize]) -> Result<(), Error> {
+        for &wanted in sockets {
+            let state = self.state(wanted)?;
+            let socket = self.restore.object(wanted)?;
+            let failed = || making(self.restore.show(wanted));
+            options::restore(socket, Family::Unix, &state.options).map_err(failed())?;
+            let how = match state.shutdown {
+                0 => continue,
+                1 => Shutdown::Read,
+                2 => Shutdown::Write,
+                _ => Shutdown::Both,
+            };
+            match rustix::net::shutdown(socket, how) {
+                Ok(()) | Err(Errno::NOTCONN) => {}
+                Err(e) => return Err(failed()(e.into())),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn apply_send_buffer(socket: BorrowedFd<'_>, state: &State) -> std::io::Result<()> {
+    let is_size = |o: &&options::Opt| (o.level, o.name) == (libc::SOL_SOCKET, libc::SO_SNDBUF);
+    let only: Vec<_> = state.options.iter().filter(is_size).cloned().collect();
+    if only.is_empty() {
+        Ok(())
+    } else {
+        options::set_some(socket, &only)
+    }
+}
+
+/// The process that is to be the peer of what it connects: the first that holds the socket.
+fn holder(restore: &Restore<'_>, wanted: usize) -> Option<Identity> {
+    let table = restore
+        .wanted
+        .processes
+        .iter()
+        .find(|t| t.slots.iter().any(|s| s.description as usize == wanted))?;
+    Some(Identity {
+        process: Some(table.process),
+        uid: 0,
+        gid: 0,
+    })
+}
+
+fn socket_type(kind: i32) -> SocketType {
+    SocketType::from_raw(kind as u32)
+}
