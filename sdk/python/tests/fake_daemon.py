@@ -120,7 +120,7 @@ class FakeSandbox:
                 continue
             kind = "added" if path not in old else "deleted" if path not in new else "changed"
             changes.append({"path": path, "kind": kind, "file_type": "file"})
-        return {"from": before or self.current, "to": after or "live", "changes": changes}
+        return {"from": before or "@", "to": after or "live", "changes": changes}
 
     def remove(self) -> None:
         for process in list(self.execs.values()):

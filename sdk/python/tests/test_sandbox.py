@@ -87,7 +87,7 @@ def test_checkpoint_rollback_and_diff(sb: Sandbox) -> None:
     first = sb.checkpoint("first", token="turn 1")
     sb.run("echo two > note; echo x > extra", check=True)
     diff = sb.diff()
-    assert diff.before == first.id
+    assert (diff.before, diff.after) == ("@", "live")
     assert ("/note" in diff.paths("changed"), "/extra" in diff.paths("added")) == (True, True)
     second = sb.checkpoint()
     assert (first.parent, second.parent) == (None, first.id)

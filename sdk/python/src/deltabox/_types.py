@@ -110,7 +110,8 @@ class Change:
 
 @dataclass(frozen=True)
 class Diff:
-    """The differences between two states of the files."""
+    """The differences between two states of the files, which are named as they were asked for: `@` is the current
+    checkpoint, `base` the root of a sandbox without any, `live` the live state."""
 
     before: str
     after: str
