@@ -13,6 +13,9 @@ use crate::store::{Claimed, Store};
 use crate::tree::LayerName;
 use crate::volume::{Frozen, Top, Volume};
 
+/// Space is scarce when less than this part of it (one in so many bytes) is available.
+const SCARCE: u64 = 10;
+
 /// A point in the life of a store. What was made after it is never collected with it.
 #[derive(Clone, Copy, Debug)]
 pub struct Horizon(u64);
@@ -83,6 +86,10 @@ impl Store {
                 }
                 None => {}
             }
+        }
+        let usage = self.usage()?;
+        if usage.available_bytes < usage.total_bytes / SCARCE {
+            self.0.reaper.send(Job::Reclaim(dir.to_path_buf()));
         }
         Ok(collected)
     }

@@ -17,6 +17,8 @@ pub(crate) enum Job {
     RemoveTree(PathBuf),
     /// Remove a volume: a subvolume with all its content, or a plain directory tree.
     RemoveVolume(PathBuf),
+    /// Ask the filesystem to hand out again what was freed, now and not when it gets to it. Costs a flush.
+    Reclaim(PathBuf),
     /// Answer when everything before this is done.
     Barrier(Sender<()>),
 }
@@ -71,6 +73,7 @@ fn run(job: Job) {
         Job::Close(fd) => drop(fd),
         Job::RemoveTree(path) => report(&path, fs::remove_dir_all(&path)),
         Job::RemoveVolume(path) => report(&path, remove_volume(&path)),
+        Job::Reclaim(volumes) => reclaim(&volumes),
         Job::Barrier(done) => {
             let _ = done.send(());
         }
@@ -92,5 +95,12 @@ fn report(path: &Path, result: io::Result<()>) {
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(path = %path.display(), %error, "rubbish in the store could not be removed");
+    }
+}
+
+fn reclaim(volumes: &Path) {
+    // Not on btrfs there is nothing to ask for.
+    if let Ok(dir) = File::open(volumes) {
+        let _ = btrfs::sync_and_reclaim(dir.as_fd());
     }
 }

@@ -7,6 +7,7 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use deltabox_sys::fsids::with_file_owner;
 use rustix::fs::{
     AtFlags, Dir as Listing, FileType, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2, renameat,
     statat, unlinkat,
@@ -48,11 +49,17 @@ impl FileState {
                 why: "the root as a whole is restored by a rollback",
             });
         };
-        let found = from.stack.find(&path)?;
+        // The maker of a file has to have a place in the id mapping of the layers.
+        with_file_owner(self.first_id(), || self.restore(from, &path, name))
+            .doing("taking the identity of the sandbox's root for", &path)?
+    }
+
+    fn restore(&self, from: &FileView, path: &Path, name: &OsStr) -> Result<Restored> {
+        let found = from.stack.find(path)?;
         let restorer = Restorer {
             stack: &from.stack,
             shift: Shift(self.first_id()),
-            shown: &path,
+            shown: path,
         };
         let root = self.mount()?;
         let parent = path.parent().unwrap_or(Path::new(""));
@@ -92,7 +99,7 @@ fn open_parent(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
         Err(Errno::NOENT) => Ok(None),
         Err(Errno::LOOP) => Err(bad("there is a symbolic link on the way")),
         Err(Errno::XDEV) => Err(bad("something is mounted on the way")),
-        Err(Errno::NOTDIR) => Err(bad("there is a file on the way")),
+        Err(Errno::NOTDIR) => Err(bad("there is a file or a symbolic link on the way")),
         Err(error) => Err(error).doing("opening in the sandbox", path),
     }
 }

@@ -9,7 +9,9 @@ pub mod scan;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use deltabox_layers::{Base, FileState, Freeze, Frozen, IdMap, Retired, Store, StoreKind, StoreOptions, Way};
+use deltabox_layers::{
+    Base, Error, FileState, Freeze, Frozen, IdMap, Retired, Store, StoreKind, StoreOptions, Way,
+};
 use rustix::fs::CWD;
 use rustix::mount::{MountPropagationFlags, MoveMountFlags, UnmountFlags, mount_change, move_mount, unmount};
 use rustix::thread::UnshareFlags;
@@ -86,11 +88,15 @@ impl Sandbox {
     }
 
     pub fn freeze_fully(&mut self, way: Way) -> Freeze {
-        let mut freeze = self.files.freeze(way).unwrap();
+        self.try_freeze(way).unwrap()
+    }
+
+    pub fn try_freeze(&mut self, way: Way) -> Result<Freeze, Error> {
+        let mut freeze = self.files.freeze(way)?;
         if let Some(mount) = &freeze.mount {
             self.replace(mount, freeze.retired.take());
         }
-        freeze
+        Ok(freeze)
     }
 
     pub fn rollback(&mut self, frozen: &Frozen) {
