@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use deltabox_api::{ApiError, ErrorKind};
+use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, ThreadNameSpaceType, move_into_thread_name_spaces, set_capabilities, set_thread_gid,
@@ -54,16 +55,21 @@ fn run(what: &str, init: &str, path: &Path) -> Result<(), ApiError> {
 
 /// Becomes the sandbox's root, in its view of the files, with no privilege beyond files.
 fn enter(init: Pid) -> io::Result<()> {
+    let number = init.as_raw_nonzero();
     let init = pidfd_open(init, PidfdFlags::empty())?;
     let spaces = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
+    // The root as init has it: the namespace's own may still have the mount of before a rollback on top of it.
+    let root = rustix::fs::open(format!("/proc/{number}/root"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     move_into_thread_name_spaces(init.as_fd(), spaces)?;
+    rustix::process::fchdir(&root)?;
+    rustix::process::chroot(".")?;
     set_thread_groups(&[])?;
     set_thread_gid(rustix::thread::Gid::ROOT)?;
     set_thread_uid(rustix::thread::Uid::ROOT)?;
     rustix::thread::set_no_new_privs(true)?;
     let sets = CapabilitySets { effective: CAPABILITIES, permitted: CAPABILITIES, inheritable: CapabilitySet::empty() };
     set_capabilities(None, sets)?;
-    rustix::process::umask(rustix::fs::Mode::empty());
+    rustix::process::umask(Mode::empty());
     Ok(())
 }
 
@@ -76,8 +82,14 @@ fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> ApiError {
             io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => ErrorKind::Usage,
             _ => ErrorKind::Internal,
         };
-        ApiError::new(kind, format!("{text}: {error}"))
+        ApiError::new(kind, format!("{text}: {}", with_causes(&error)))
     }
+}
+
+/// The tar library names the file in one error and the reason in the one below.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 fn get(path: &Path) -> Result<(), ApiError> {

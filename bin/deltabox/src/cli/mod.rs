@@ -4,6 +4,7 @@ mod checkpoint;
 mod commit;
 mod cp;
 mod create;
+mod demo;
 mod diff;
 mod doctor;
 mod exec;
@@ -57,6 +58,7 @@ enum Command {
     Restore(restore::Args),
     Export(export::Args),
     Commit(commit::Args),
+    Demo(demo::Args),
     Doctor(doctor::Args),
     Serve(serve::Args),
     Stop(stop::Args),
@@ -105,6 +107,7 @@ fn run(command: Command) -> Outcome {
         Command::Restore(args) => restore::run(args),
         Command::Export(args) => export::run(&args),
         Command::Commit(args) => commit::run(args),
+        Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Stop(args) => stop::run(&args),

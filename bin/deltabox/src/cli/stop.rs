@@ -24,7 +24,11 @@ pub fn run(_args: &Args) -> Outcome {
         note(&format!("no daemon runs for {}", home.path().display()));
         return Ok(0);
     }
-    let client = Client::new(home)?;
+    stop(&Client::new(home)?)
+}
+
+/// Ends the daemon of this client and waits for it.
+pub fn stop(client: &Client) -> Outcome {
     let health: Health = client.get("/health")?;
     // Opened before the request, so that it cannot mean a later process of the same number.
     let pid = i32::try_from(health.pid).ok().and_then(Pid::from_raw);
