@@ -59,6 +59,8 @@ pub struct Live {
     pub(super) root_mount: u64,
     /// Its device, in the kernel's own encoding.
     pub(super) root_device: u64,
+    /// The sandbox's network namespace, when the caller gave it; else it is that of the first process.
+    pub(super) network: Option<OwnedFd>,
     /// What waits in unix sockets that have descriptors queued; those descriptions are in `descriptions` too.
     pub(super) queues: HashMap<usize, Vec<Queued>>,
 }
@@ -144,6 +146,7 @@ impl Live {
             descriptions: Vec::new(),
             root_mount: top.stx_mnt_id,
             root_device: (u64::from(top.stx_dev_major) << 20) | u64::from(top.stx_dev_minor),
+            network: None,
             queues: HashMap::new(),
         };
         let mut entries = Vec::new();

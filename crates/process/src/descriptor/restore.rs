@@ -25,7 +25,7 @@ use crate::stop::Process;
 pub struct Environment<'a> {
     /// The root of the sandbox, already the wanted state's.
     pub root: BorrowedFd<'a>,
-    /// The sandbox's network namespace; without it new network sockets are made in the caller's own.
+    /// The sandbox's network namespace; when not given, that of the first process.
     pub network: Option<BorrowedFd<'a>>,
     pub externals: &'a Externals,
     pub contents: &'a dyn Contents,
@@ -68,7 +68,9 @@ pub fn restore(
     environment: &Environment<'_>,
 ) -> Result<Report, Error> {
     let members: Vec<Member> = processes.iter().map(Member::of).collect();
-    let live = Live::read(&members, environment.root)?;
+    let mut live = Live::read(&members, environment.root)?;
+    let network = environment.network.map(|fd| fd.try_clone_to_owned()).transpose();
+    live.network = network.map_err(making("a handle of the network namespace"))?;
     for table in &wanted.processes {
         if !live.processes.iter().any(|p| p.number == table.process) {
             return Err(Error::Missing {

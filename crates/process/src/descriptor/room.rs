@@ -18,12 +18,13 @@ pub(super) fn inside<R: Send>(
     root: Option<BorrowedFd<'_>>,
     work: impl FnOnce() -> io::Result<R> + Send,
 ) -> io::Result<R> {
-    let network = match live.processes.first() {
-        Some(process) => Some(std::fs::File::open(format!(
-            "/proc/{}/ns/net",
-            process.pid.as_raw_nonzero()
-        ))?),
-        None => None,
+    let network = match (&live.network, live.processes.first()) {
+        (Some(network), _) => Some(std::fs::File::from(network.try_clone()?)),
+        (None, Some(process)) => {
+            let path = format!("/proc/{}/ns/net", process.pid.as_raw_nonzero());
+            Some(std::fs::File::open(path)?)
+        }
+        (None, None) => None,
     };
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {

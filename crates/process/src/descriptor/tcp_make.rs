@@ -202,6 +202,14 @@ fn make_connection(
             drop(b);
             made.insert(wanted, a);
         }
+        // What it has sent already cannot be read before it is accepted: a connection that was reset. The counter
+        // starts at one, for the handshake.
+        Peer::At(_) if connection.counters.1 > 1 || !connection.unsent.is_empty() => {
+            let (a, b) = join(state, connection, state.six)?;
+            reset(b.as_fd())?;
+            drop(b);
+            made.insert(wanted, a);
+        }
         Peer::At(_) => {
             let socket = new_socket(state)?;
             set_int_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use deltabox_sys::socket::{Credentials, int_option, local_address, option};
+use deltabox_sys::socket::{Credentials, int_option, local_address, option, output_queue_bytes};
 use serde::{Deserialize, Serialize};
 
 use super::diag::{UnixSocket, unix_sockets};
@@ -50,8 +50,9 @@ pub enum Role {
     },
     /// `None`: the peer is closed, or outside of the sandbox.
     Connected { peer: Option<u32> },
-    /// Connected to a listener that has not accepted it yet.
-    Waiting,
+    /// Connected to a listener that has not accepted it yet. `unseen`: it has sent something already, which nobody
+    /// can read before it is accepted; made again, such a connection is one that was reset.
+    Waiting { unseen: bool },
 }
 
 /// All unix sockets of the sandbox as they are now.
@@ -104,7 +105,7 @@ pub(super) fn role(now: &Now, live: &Live, position: usize, kind: i32, has_peer:
     }
     let ino = live.descriptions[position].object.ino as u32;
     if now.waits.contains_key(&ino) {
-        return Role::Waiting;
+        return Role::Waiting { unseen: false };
     }
     match found.peer {
         Some(peer) => Role::Connected { peer: at(peer) },
@@ -141,7 +142,10 @@ pub(super) fn capture(live: &Live, now: &Now, position: usize) -> Result<State, 
     let kind = int_option(socket, libc::SOL_SOCKET, libc::SO_TYPE).map_err(failed())?;
     let connected = was_connected(socket)?;
     let found = now.of(live, position);
-    let role = role(now, live, position, kind, connected);
+    let mut role = role(now, live, position, kind, connected);
+    if let Role::Waiting { unseen } = &mut role {
+        *unseen = output_queue_bytes(socket).map_err(failed())? > 0;
+    }
     let queue = if matches!(role, Role::Listening { .. }) {
         Vec::new()
     } else {

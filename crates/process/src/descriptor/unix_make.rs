@@ -8,7 +8,9 @@
 use std::collections::{BTreeSet, HashMap};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use deltabox_sys::socket::{Credentials, connect, int_option, local_address, set_int_option};
+use deltabox_sys::socket::{
+    Credentials, connect, int_option, local_address, output_queue_bytes, set_int_option,
+};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socket_with, socketpair};
 
@@ -54,6 +56,7 @@ pub(super) fn release_unfit(restore: &mut Restore<'_>) -> Result<Option<Now>, Er
             }
         }
         unfit.extend(crowded_listeners(restore, &sockets));
+        unfit.extend(stranded(restore, &sockets));
         if unfit.is_empty() {
             return Ok(Some(now));
         }
@@ -68,6 +71,19 @@ fn serves(restore: &Restore<'_>) -> HashMap<usize, u32> {
     let kept = restore.kept.iter().enumerate();
     kept.filter_map(|(wanted, live)| Some(((*live)?, wanted as u32)))
         .collect()
+}
+
+/// Those who wait at a listener that is made anew have to connect to it again.
+fn stranded(restore: &Restore<'_>, sockets: &[usize]) -> Vec<usize> {
+    let new = sockets.iter().filter(|&&w| restore.kept[w].is_none());
+    new.filter_map(|&w| match &state(restore, w)?.role {
+        Role::Listening { waiting, .. } => Some(waiting.iter().flatten()),
+        _ => None,
+    })
+    .flatten()
+    .map(|&client| client as usize)
+    .filter(|&client| restore.kept[client].is_some())
+    .collect()
 }
 
 /// Listeners that somebody waits at cannot help to make another connection.
@@ -100,7 +116,10 @@ fn fits(
     let kind = int_option(&socket, libc::SOL_SOCKET, libc::SO_TYPE).map_err(failed())?;
     let found = now.of(restore.live, live);
     let connected = unix::was_connected(socket.as_fd())?;
-    let role = translate(unix::role(now, restore.live, live, kind, connected), serves);
+    let mut role = translate(unix::role(now, restore.live, live, kind, connected), serves);
+    if let Role::Waiting { unseen } = &mut role {
+        *unseen = output_queue_bytes(&socket).map_err(failed())? > 0;
+    }
     let file_is_right = match (wanted.file, found.file) {
         (None, None) => true,
         (Some(ino), Some((other, dev))) => {
@@ -133,7 +152,7 @@ fn translate(role: Role, serves: &HashMap<usize, u32>) -> Role {
         },
         Role::Connected { peer } => Role::Connected { peer: peer.map(one) },
         Role::Idle => Role::Idle,
-        Role::Waiting => Role::Waiting,
+        Role::Waiting { unseen } => Role::Waiting { unseen },
     }
 }
 
@@ -243,7 +262,7 @@ impl<'r> Maker<'_, 'r> {
                 unix_name::bind(self.restore, self.now, wanted, state, &socket)?;
                 self.restore.made[wanted] = Some(socket);
             }
-            Role::Connected { .. } | Role::Waiting => {}
+            Role::Connected { .. } | Role::Waiting { .. } => {}
         }
         Ok(())
     }
@@ -427,6 +446,9 @@ impl<'r> Maker<'_, 'r> {
         let address = unix_name::reachable(self.restore, wanted, state)?;
         for client in waiting {
             let socket = self.new_socket(state.kind)?;
+            // Never wait: with as many as before there is room.
+            let flags = rustix::fs::OFlags::NONBLOCK;
+            rustix::fs::fcntl_setfl(&socket, flags).map_err(making("a unix socket"))?;
             let Some(client) = *client else {
                 // Its owner is gone; the listener still accepts it, and finds it closed.
                 self.connect(&socket, None, &address)?;
@@ -434,6 +456,12 @@ impl<'r> Maker<'_, 'r> {
             };
             let client = client as usize;
             let of_client = self.state(client)?;
+            if of_client.role == (Role::Waiting { unseen: true }) {
+                let (end, _closed) = self.socket_pair(state.kind, of_client.credentials)?;
+                self.connect(&socket, None, &address)?;
+                self.restore.made[client] = Some(end);
+                continue;
+            }
             unix_name::bind(self.restore, self.now, client, of_client, &socket)?;
             self.connect(&socket, holder(self.restore, client), &address)?;
             self.restore.made[client] = Some(socket);
@@ -446,7 +474,7 @@ impl<'r> Maker<'_, 'r> {
         let serves = serves(self.restore);
         for &wanted in sockets {
             let state = self.state(wanted)?;
-            if matches!(state.role, Role::Listening { .. } | Role::Waiting) {
+            if matches!(state.role, Role::Listening { .. } | Role::Waiting { .. }) {
                 continue;
             }
             if let Some(live) = self.restore.kept[wanted] {
