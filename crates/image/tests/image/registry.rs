@@ -91,11 +91,7 @@ impl Drop for Registry {
     }
 }
 
-fn answer(
-    mut stream: TcpStream,
-    files: &Mutex<Files>,
-    asked: &Mutex<Vec<String>>,
-) -> std::io::Result<()> {
+fn answer(mut stream: TcpStream, files: &Mutex<Files>, asked: &Mutex<Vec<String>>) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut line = String::new();
     reader.read_line(&mut line)?;
