@@ -182,6 +182,20 @@ fn a_state_goes_back_and_forth() {
 }
 
 #[test]
+fn the_last_words_of_a_quick_command_are_never_lost() {
+    let home = Home::new();
+    home.ok(&["create", "--name", "box"]);
+    for round in 0..300 {
+        let output = home.output(&["exec", "box", "--", "/bin/sh", "-c", "echo out; echo err >&2"]);
+        assert_eq!(
+            (output.stdout.as_slice(), output.stderr.as_slice()),
+            (&b"out\n"[..], &b"err\n"[..]),
+            "{round}"
+        );
+    }
+}
+
+#[test]
 fn wrong_names_are_one_clear_line() {
     let home = Home::new();
     home.ok(&["create", "--name", "box"]);
