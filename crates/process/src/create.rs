@@ -14,8 +14,9 @@ use crate::ids::{HostPid, InsidePid};
 use crate::image::{Image, ProcessImage, ZombieImage};
 use crate::inject::Batch;
 use crate::plan::{Birth, By};
+use crate::process::OPTIONS;
 use crate::restore::RestoreError;
-use crate::stop::{OPTIONS, Process, STOP_LIMIT, StopError, Tree};
+use crate::stop::{Process, STOP_LIMIT, StopError, Tree};
 use crate::tracee::Tracee;
 
 /// Makes one process of the plan, ready to be filled.
@@ -29,7 +30,14 @@ pub fn birth<H: Host + ?Sized>(
     let exit_signal = wanted.map_or(libc::SIGCHLD, |wanted| wanted.exit_signal);
     let mut process = match birth.by {
         By::Init => from_init(host, birth.pid)?,
-        By::Parent(parent) => from_process(host, tree, parent, birth.pid, libc::CLONE_VM | exit_signal, wanted)?,
+        By::Parent(parent) => from_process(
+            host,
+            tree,
+            parent,
+            birth.pid,
+            libc::CLONE_VM | exit_signal,
+            wanted,
+        )?,
         By::Sibling(sibling) => {
             let flags = libc::CLONE_VM | libc::CLONE_PARENT;
             from_process(host, tree, sibling, birth.pid, flags, wanted)?
@@ -38,10 +46,10 @@ pub fn birth<H: Host + ?Sized>(
     if birth.leads_session {
         must(&mut process, libc::SYS_setsid, &[], "setsid")?;
     }
-    if birth.by == By::Init {
-        if let Some(wanted) = wanted {
-            exec_own(&mut process, wanted)?;
-        }
+    if birth.by == By::Init
+        && let Some(wanted) = wanted
+    {
+        exec_own(&mut process, wanted)?;
     }
     process.refresh()?;
     tree.processes.push(process);
@@ -56,23 +64,34 @@ fn must(
     name: &'static str,
 ) -> Result<u64, TraceError> {
     let pid = process.pid();
-    process.call(number, args)?.map_err(|errno| TraceError::Call { pid, name, errno })
+    process
+        .call(number, args)?
+        .map_err(|errno| TraceError::Call { pid, name, errno })
 }
 
 fn from_init<H: Host + ?Sized>(host: &mut H, pid: InsidePid) -> Result<Process, RestoreError> {
-    let host_pid =
-        host.skeleton(pid).map_err(|source| StopError::Host { what: "have init clone a process in", source })?;
+    let host_pid = host.skeleton(pid).map_err(|source| StopError::Host {
+        what: "have init clone a process in",
+        source,
+    })?;
     let mut tracee = Tracee::seize(host_pid, OPTIONS)?.ok_or(TraceError::Gone { tid: host_pid })?;
     tracee.interrupt()?;
     if !tracee.wait_stopped(STOP_LIMIT)? {
         return Err(TraceError::Stuck { tid: host_pid }.into());
     }
     // It may have waited for us in a job control stop, which would be there again when it is let go.
-    kill_process(host_pid.pid(), Signal::CONT)
-        .map_err(|errno| TraceError::Request { tid: host_pid, what: "continue", source: errno.into() })?;
+    kill_process(host_pid.pid(), Signal::CONT).map_err(|errno| TraceError::Request {
+        tid: host_pid,
+        what: "continue",
+        source: errno.into(),
+    })?;
     let process = Process::adopt(host_pid, tracee)?;
     if process.inside() != pid {
-        return Err(StopError::PidTaken { wanted: pid, got: process.inside() }.into());
+        return Err(StopError::PidTaken {
+            wanted: pid,
+            got: process.inside(),
+        }
+        .into());
     }
     Ok(process)
 }
@@ -87,7 +106,9 @@ fn from_process<H: Host + ?Sized>(
     flags: i32,
     wanted: Option<&std::sync::Arc<ProcessImage>>,
 ) -> Result<Process, RestoreError> {
-    let maker = tree.by_inside(maker).ok_or(RestoreError::NoParent { pid, parent: maker })?;
+    let maker = tree
+        .by_inside(maker)
+        .ok_or(RestoreError::NoParent { pid, parent: maker })?;
     let mut tracee = maker.clone_task(host, pid, flags)?;
     let host_pid = tracee.tid();
     if let Some(wanted) = wanted {
@@ -109,7 +130,9 @@ fn from_process<H: Host + ?Sized>(
 /// A process with memory of its own calls `execve`.
 fn exec_own(process: &mut Process, wanted: &ProcessImage) -> Result<(), RestoreError> {
     let (injector, threads) = process.injector();
-    let Some(first) = threads.first_mut() else { return Ok(()) };
+    let Some(first) = threads.first_mut() else {
+        return Ok(());
+    };
     let staged = Arguments::of(wanted);
     let base = injector.stage(&mut first.tracee, &staged.bytes)?;
     injector.write(base, &staged.at(base.0))?;
@@ -122,7 +145,11 @@ fn exec_own(process: &mut Process, wanted: &ProcessImage) -> Result<(), RestoreE
 
 fn exec_failed(wanted: &ProcessImage, errno: Errno) -> RestoreError {
     let path = String::from_utf8_lossy(&wanted.executable.path).into_owned();
-    RestoreError::Executable { pid: wanted.pid, path, errno }
+    RestoreError::Executable {
+        pid: wanted.pid,
+        path,
+        errno,
+    }
 }
 
 /// What `execve` is given: the path, as its only argument too, and no environment.
@@ -139,7 +166,10 @@ impl Arguments {
         path.resize(length.next_multiple_of(8), 0);
         let path_size = path.len();
         path.extend_from_slice(&[0; 24]);
-        Arguments { bytes: path, path: path_size }
+        Arguments {
+            bytes: path,
+            path: path_size,
+        }
     }
 
     /// The bytes for memory at `base`: path, then `{path, null}`, then `{null}`.
@@ -150,7 +180,14 @@ impl Arguments {
     }
 
     fn args(&self, base: u64) -> [u64; 6] {
-        [base, base + self.path as u64, base + self.path as u64 + 16, 0, 0, 0]
+        [
+            base,
+            base + self.path as u64,
+            base + self.path as u64 + 16,
+            0,
+            0,
+            0,
+        ]
     }
 }
 
@@ -160,9 +197,10 @@ pub fn zombie<H: Host + ?Sized>(
     tree: &mut Tree,
     image: &ZombieImage,
 ) -> Result<(), RestoreError> {
-    let parent = tree
-        .by_inside(image.parent)
-        .ok_or(RestoreError::NoParent { pid: image.pid, parent: image.parent })?;
+    let parent = tree.by_inside(image.parent).ok_or(RestoreError::NoParent {
+        pid: image.pid,
+        parent: image.parent,
+    })?;
     let tracee = parent.clone_task(host, image.pid, libc::CLONE_VM | libc::SIGCHLD)?;
     let host_pid = tracee.tid();
     let mut process = Process::adopt(host_pid, tracee)?;
@@ -189,7 +227,9 @@ pub fn zombie<H: Host + ?Sized>(
 
 /// Removes processes that were only needed to make others, and waits for them in their parents.
 pub fn remove(tree: &mut Tree, pid: InsidePid) -> Result<(), TraceError> {
-    let Some(place) = tree.processes.iter().position(|process| process.inside() == pid) else { return Ok(()) };
+    let Some(place) = tree.processes.iter().position(|process| process.inside() == pid) else {
+        return Ok(());
+    };
     let process = tree.processes.swap_remove(place);
     let parent = process.status().parent;
     process.kill()?;
@@ -198,10 +238,17 @@ pub fn remove(tree: &mut Tree, pid: InsidePid) -> Result<(), TraceError> {
 
 /// Has the parent (by its host pid) wait for a child that has ended. Init does so by itself.
 pub fn reap(tree: &mut Tree, parent: i32, pid: InsidePid) -> Result<(), TraceError> {
-    if let Some(parent) = tree.processes.iter_mut().find(|process| process.pid().raw() == parent) {
+    if let Some(parent) = tree
+        .processes
+        .iter_mut()
+        .find(|process| process.pid().raw() == parent)
+    {
         let options = libc::WNOHANG | libc::__WALL;
         // ECHILD: the parent ignores SIGCHLD, so that nothing is left to wait for.
-        let _ = parent.call(libc::SYS_wait4, &[pid.0.into(), 0.into(), options.into(), 0.into()])?;
+        let _ = parent.call(
+            libc::SYS_wait4,
+            &[pid.0.into(), 0.into(), options.into(), 0.into()],
+        )?;
     }
     Ok(())
 }
@@ -236,7 +283,9 @@ pub fn kill_all(tree: &mut Tree, pids: &[InsidePid]) -> Result<(), TraceError> {
 pub fn groups<H: Host + ?Sized>(host: &mut H, tree: &mut Tree, image: &Image) -> Result<(), RestoreError> {
     let mut temporary = Vec::new();
     for wanted in &image.processes {
-        let Some(process) = tree.by_inside(wanted.pid) else { continue };
+        let Some(process) = tree.by_inside(wanted.pid) else {
+            continue;
+        };
         if process.status().group == wanted.group.0 || wanted.session == wanted.pid || wanted.group.0 == 0 {
             continue;
         }
@@ -246,7 +295,9 @@ pub fn groups<H: Host + ?Sized>(host: &mut H, tree: &mut Tree, image: &Image) ->
         }
     }
     for wanted in &image.processes {
-        let Some(process) = tree.by_inside(wanted.pid) else { continue };
+        let Some(process) = tree.by_inside(wanted.pid) else {
+            continue;
+        };
         if process.status().group == wanted.group.0 || wanted.session == wanted.pid || wanted.group.0 == 0 {
             continue;
         }
@@ -265,7 +316,12 @@ pub fn groups<H: Host + ?Sized>(host: &mut H, tree: &mut Tree, image: &Image) ->
                 pid: wanted.pid,
                 parent: wanted.parent,
             })?;
-            must(process, libc::SYS_setpgid, &[0.into(), wanted.group.0.into()], "setpgid")?;
+            must(
+                process,
+                libc::SYS_setpgid,
+                &[0.into(), wanted.group.0.into()],
+                "setpgid",
+            )?;
         }
         if let Some(process) = tree.by_inside(wanted.pid) {
             process.refresh()?;

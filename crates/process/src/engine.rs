@@ -39,9 +39,7 @@ pub(crate) struct Live {
 impl Live {
     /// Whether this is the process, and the program, that was looked at before.
     fn is_still(&self, stat: &task::Stat) -> bool {
-        self.start_time == stat.start_time
-            && self.program == stat.layout.program()
-            && self.tracker.is_alive()
+        self.start_time == stat.start_time && self.program == stat.layout.program() && self.tracker.is_alive()
     }
 }
 
@@ -108,7 +106,11 @@ impl<H: Host> Engine<H> {
 
     /// Takes note of which mount is the sandbox's root.
     pub(crate) fn note_root(&mut self) -> Result<(), TraceError> {
-        let failed = |source| TraceError::Request { tid: self.host.init_pid(), what: "look at the root of", source };
+        let failed = |source| TraceError::Request {
+            tid: self.host.init_pid(),
+            what: "look at the root of",
+            source,
+        };
         self.roots.update(self.host.root()).map_err(failed)
     }
 
@@ -136,7 +138,11 @@ impl<H: Host> Engine<H> {
     /// Which program a process is, if it has been looked at before.
     pub(crate) fn identity(&self, pid: HostPid) -> Result<Option<Identity>, TraceError> {
         let stat = task::stat(pid)?;
-        Ok(self.live.get(&pid).filter(|live| live.is_still(&stat)).map(|live| live.identity))
+        Ok(self
+            .live
+            .get(&pid)
+            .filter(|live| live.is_still(&stat))
+            .map(|live| live.identity))
     }
 
     /// Finds out what was written in a process since it was last seen.

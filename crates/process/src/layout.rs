@@ -18,16 +18,28 @@ const LAYOUT_ROUNDS: usize = 4;
 pub fn move_kernel_mappings(process: &mut Process, wanted: &[Vma]) -> Result<(), RestoreError> {
     let now = maps::read(process.pid())?;
     let kernel = |vmas: &[Vma]| -> Vec<Vma> {
-        vmas.iter().filter(|vma| matches!(vma.kind, Kind::Kernel(_))).cloned().collect()
+        vmas.iter()
+            .filter(|vma| matches!(vma.kind, Kind::Kernel(_)))
+            .cloned()
+            .collect()
     };
     let (now, wanted) = (kernel(&now), kernel(wanted));
     let same = now.len() == wanted.len()
-        && now.iter().zip(&wanted).all(|(one, two)| one.kind == two.kind && one.size() == two.size());
+        && now
+            .iter()
+            .zip(&wanted)
+            .all(|(one, two)| one.kind == two.kind && one.size() == two.size());
     if !same {
-        let detail = "the kernel's own mappings (vDSO) are not those of the checkpoint: it was made by another kernel";
-        return Err(RestoreError::Layout { pid: process.inside(), detail: detail.to_owned() });
+        let detail =
+            "the kernel's own mappings (vDSO) are not those of the checkpoint: it was made by another kernel";
+        return Err(RestoreError::Layout {
+            pid: process.inside(),
+            detail: detail.to_owned(),
+        });
     }
-    let (Some(from), Some(to)) = (now.first(), wanted.first()) else { return Ok(()) };
+    let (Some(from), Some(to)) = (now.first(), wanted.first()) else {
+        return Ok(());
+    };
     if from.start == to.start {
         return Ok(());
     }
@@ -45,7 +57,10 @@ pub fn move_kernel_mappings(process: &mut Process, wanted: &[Vma]) -> Result<(),
         at = station;
     }
     let offset = process.injector().0.instruction().0.wrapping_sub(from.start);
-    process.injector().0.set_instruction(Addr(to.start.wrapping_add(offset)));
+    process
+        .injector()
+        .0
+        .set_instruction(Addr(to.start.wrapping_add(offset)));
     Ok(())
 }
 
@@ -57,7 +72,13 @@ fn move_all(process: &mut Process, vmas: &[Vma], at: u64, station: u64) -> Resul
     for vma in vmas {
         let offset = vma.start - first.start;
         let (from, to) = (at + offset, station + offset);
-        let args: [Arg; 5] = [from.into(), vma.size().into(), vma.size().into(), flags.into(), to.into()];
+        let args: [Arg; 5] = [
+            from.into(),
+            vma.size().into(),
+            vma.size().into(),
+            flags.into(),
+            to.into(),
+        ];
         batch.call(libc::SYS_mremap, &args);
     }
     process.run(&mut batch)?;
@@ -112,7 +133,13 @@ fn describe(process: &mut Process, wanted: &ProcessImage) -> Result<(), RestoreE
     const PR_SET_MM_MAP: i32 = 14;
     let mut batch = Batch::new();
     let auxv = batch.input(&wanted.auxv);
-    let mut map: Vec<u8> = wanted.task.layout.words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let mut map: Vec<u8> = wanted
+        .task
+        .layout
+        .words
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
     let auxv_at = map.len() as u64;
     map.extend_from_slice(&[0; 8]);
     map.extend_from_slice(&u32::try_from(wanted.auxv.len()).unwrap_or(0).to_ne_bytes());
@@ -120,11 +147,21 @@ fn describe(process: &mut Process, wanted: &ProcessImage) -> Result<(), RestoreE
     map.extend_from_slice(&u32::MAX.to_ne_bytes());
     let map = batch.input(&map);
     batch.link(map, auxv_at, auxv);
-    let args: [Arg; 5] = [PR_SET_MM.into(), PR_SET_MM_MAP.into(), map.into(), map.length().into(), 0.into()];
+    let args: [Arg; 5] = [
+        PR_SET_MM.into(),
+        PR_SET_MM_MAP.into(),
+        map.into(),
+        map.length().into(),
+        0.into(),
+    ];
     let call = batch.call(libc::SYS_prctl, &args);
     process.run(&mut batch)?;
     let pid = process.pid();
-    batch.result(call).map_err(|errno| TraceError::Call { pid, name: "prctl(PR_SET_MM_MAP)", errno })?;
+    batch.result(call).map_err(|errno| TraceError::Call {
+        pid,
+        name: "prctl(PR_SET_MM_MAP)",
+        errno,
+    })?;
     Ok(())
 }
 
@@ -250,7 +287,14 @@ fn map(
         ),
         Kind::Shared(backing) => (
             libc::MAP_SHARED,
-            open_inside(process, backing, i32::from(vma.protection) & libc::PROT_WRITE != 0, range, files)?.into(),
+            open_inside(
+                process,
+                backing,
+                i32::from(vma.protection) & libc::PROT_WRITE != 0,
+                range,
+                files,
+            )?
+            .into(),
             backing.offset,
         ),
         Kind::Kernel(name) => {

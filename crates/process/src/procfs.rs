@@ -186,13 +186,10 @@ impl Status {
     }
 }
 
-/// The id of a thread inside, from its own status file.
-pub fn thread_inside(pid: HostPid, tid: HostPid) -> Result<InsidePid, TraceError> {
+/// The status of one thread.
+pub fn thread_status(pid: HostPid, tid: HostPid) -> Result<Status, TraceError> {
     let file = format!("task/{tid}/status");
-    let text = read_text(pid, &file)?;
-    parse_status(&text)
-        .map(|status| InsidePid(status.thread))
-        .ok_or_else(|| malformed(pid, &file))
+    parse_status(&read_text(pid, &file)?).ok_or_else(|| malformed(pid, &file))
 }
 
 /// Where the vDSO of a process was mapped when it started its program.

@@ -43,7 +43,11 @@ pub enum RestoreError {
     NoParent { pid: InsidePid, parent: InsidePid },
     /// The program of a process cannot be started again.
     #[error("process {pid} cannot be created again: cannot execute {path}: {errno}")]
-    Executable { pid: InsidePid, path: String, errno: Errno },
+    Executable {
+        pid: InsidePid,
+        path: String,
+        errno: Errno,
+    },
     /// The tree of processes cannot be made again.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -78,14 +82,26 @@ impl<H: Host> Stopped<'_, H> {
 
         for wanted in &image.processes {
             let process = self.tree.by_inside(wanted.pid);
-            let process = process.ok_or(RestoreError::NoParent { pid: wanted.pid, parent: wanted.parent })?;
+            let process = process.ok_or(RestoreError::NoParent {
+                pid: wanted.pid,
+                parent: wanted.parent,
+            })?;
             let fresh = !plan.keep.contains(&wanted.pid);
             restore_process(self.engine, process, wanted, fresh, &mut self.report)?;
         }
         let start = Instant::now();
-        let Engine { host, externals, contents, .. } = &mut *self.engine;
-        let environment =
-            Environment { root: host.root(), network: Some(host.net_namespace()), externals, contents: &**contents };
+        let Engine {
+            host,
+            externals,
+            contents,
+            ..
+        } = &mut *self.engine;
+        let environment = Environment {
+            root: host.root(),
+            network: Some(host.net_namespace()),
+            externals,
+            contents: &**contents,
+        };
         descriptor::restore(&mut self.tree.processes, &image.descriptors, &environment)?;
         self.report.add("descriptors", start.elapsed());
         self.engine.forget_others(&self.tree);
@@ -96,7 +112,10 @@ impl<H: Host> Stopped<'_, H> {
         let init = self.engine.host.init_pid();
         let mut present = Vec::new();
         for (place, process) in self.tree.processes.iter().enumerate() {
-            let wanted = image.processes.iter().find(|wanted| wanted.pid == process.inside());
+            let wanted = image
+                .processes
+                .iter()
+                .find(|wanted| wanted.pid == process.inside());
             let same =
                 |wanted: &Arc<ProcessImage>| task::same_identity(&wanted.task.credentials, process.status());
             let identity = self.engine.identity(process.pid())?;
@@ -114,7 +133,11 @@ impl<H: Host> Stopped<'_, H> {
     /// Waits for live zombies that the image does not have, in their parents.
     fn reap_zombies(&mut self, image: &Image) -> Result<(), RestoreError> {
         for now in zombie::find(&self.tree, self.engine.host.init_pid())? {
-            if image.zombies.iter().any(|wanted| wanted.pid == now.pid && wanted.parent == now.parent) {
+            if image
+                .zombies
+                .iter()
+                .any(|wanted| wanted.pid == now.pid && wanted.parent == now.parent)
+            {
                 continue;
             }
             if let Some(parent) = self.tree.by_inside(now.parent) {
@@ -132,7 +155,11 @@ impl<H: Host> Stopped<'_, H> {
             report.created += 1;
         }
         let present = zombie::find(tree, engine.host.init_pid())?;
-        for wanted in image.zombies.iter().filter(|wanted| !present.iter().any(|now| now.pid == wanted.pid)) {
+        for wanted in image
+            .zombies
+            .iter()
+            .filter(|wanted| !present.iter().any(|now| now.pid == wanted.pid))
+        {
             create::zombie(&mut engine.host, tree, wanted)?;
         }
         create::groups(&mut engine.host, tree, image)?;
@@ -148,7 +175,13 @@ fn kill_untraceable(pids: &[HostPid]) -> Result<(), TraceError> {
     for &pid in pids {
         match kill_process(pid.pid(), Signal::KILL) {
             Ok(()) | Err(Errno::SRCH) => {}
-            Err(errno) => return Err(TraceError::Request { tid: pid, what: "kill", source: errno.into() }),
+            Err(errno) => {
+                return Err(TraceError::Request {
+                    tid: pid,
+                    what: "kill",
+                    source: errno.into(),
+                });
+            }
         }
     }
     Ok(())
@@ -175,6 +208,7 @@ fn restore_process<H: Host>(
 
     let start = Instant::now();
     let remapped = layout::restore(process, scanned.vmas, wanted, fresh, &engine.roots)?;
+    engine.program_moved(process)?;
     let live = engine.live(process)?;
     live.tracker.register(&wanted.vmas)?;
     report.add("mappings", start.elapsed());
@@ -193,7 +227,6 @@ fn restore_process<H: Host>(
     }
     live.tracker.protect(&touched)?;
     live.seen = wanted.pages.clone();
-    engine.program_moved(process)?;
     report.add("pages", start.elapsed());
 
     let start = Instant::now();

@@ -28,7 +28,13 @@ pub struct Refusal {
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Refusal { pid, name, what, why, remedy } = self;
+        let Refusal {
+            pid,
+            name,
+            what,
+            why,
+            remedy,
+        } = self;
         write!(f, "process {pid} ({name}): {what}: {why}; {remedy}")
     }
 }
@@ -58,7 +64,10 @@ pub fn refusals(tree: &mut Tree) -> Result<Vec<Refusal>, TraceError> {
             pid: process.status.inside(),
             name: process.status.name.clone(),
             what: "a debugger".to_owned(),
-            why: format!("it is traced by the process with host pid {}", process.status.tracer),
+            why: format!(
+                "it is traced by the process with host pid {}",
+                process.status.tracer
+            ),
             remedy: "end the debugger (gdb, strace, ...) first".to_owned(),
         });
     }
@@ -73,9 +82,19 @@ fn process_refusals(process: &mut Process, found: &mut Vec<Refusal>) -> Result<(
     let (pid, name) = (process.inside(), process.name().to_owned());
     let mut refuse = |what: &str, why: &str, remedy: &str| {
         let (what, why, remedy) = (what.to_owned(), why.to_owned(), remedy.to_owned());
-        found.push(Refusal { pid, name: name.clone(), what, why, remedy });
+        found.push(Refusal {
+            pid,
+            name: name.clone(),
+            what,
+            why,
+            remedy,
+        });
     };
-    if process.threads.first().is_none_or(|thread| thread.tracee.tid() != process.pid()) {
+    if process
+        .threads
+        .first()
+        .is_none_or(|thread| thread.tracee.tid() != process.pid())
+    {
         refuse(
             "threads without a leader",
             "its first thread has ended while others run on",
@@ -84,7 +103,11 @@ fn process_refusals(process: &mut Process, found: &mut Vec<Refusal>) -> Result<(
     }
     for thread in &mut process.threads {
         if thread.tracee.context()?.regs.cs != CODE_SEGMENT_64 {
-            refuse("32-bit code", "only 64-bit programs can be carried", "use a 64-bit build of the program");
+            refuse(
+                "32-bit code",
+                "only 64-bit programs can be carried",
+                "use a 64-bit build of the program",
+            );
             break;
         }
     }
@@ -98,7 +121,9 @@ fn process_refusals(process: &mut Process, found: &mut Vec<Refusal>) -> Result<(
 
 /// Why a mapping cannot be carried.
 fn mapping_refusal(vma: &Vma) -> Option<(String, &'static str, &'static str)> {
-    let (Kind::PrivateFile(backing) | Kind::Shared(backing)) = &vma.kind else { return None };
+    let (Kind::PrivateFile(backing) | Kind::Shared(backing)) = &vma.kind else {
+        return None;
+    };
     let path = backing.path.trim_end_matches(" (deleted)");
     let what = format!("a mapping of {path} at {:#x}", vma.start);
     if path.starts_with("anon_inode:") || path.starts_with("/[aio]") || path.starts_with("socket:") {
@@ -109,11 +134,19 @@ fn mapping_refusal(vma: &Vma) -> Option<(String, &'static str, &'static str)> {
         ));
     }
     if path.starts_with("/anon_hugepage") || path.starts_with("/dev/hugepages") {
-        return Some((what, "huge pages of hugetlbfs cannot be carried", "use transparent huge pages instead"));
+        return Some((
+            what,
+            "huge pages of hugetlbfs cannot be carried",
+            "use transparent huge pages instead",
+        ));
     }
     let memory = ["/dev/zero", "/dev/shm/"];
     if path.starts_with("/dev/") && !memory.iter().any(|known| path.starts_with(known)) {
-        return Some((what, "the memory of a device cannot be carried", "end the program first"));
+        return Some((
+            what,
+            "the memory of a device cannot be carried",
+            "end the program first",
+        ));
     }
     None
 }
@@ -144,8 +177,10 @@ fn same_memory(one: &Process, two: &Process) -> Result<bool, TraceError> {
     match deltabox_sys::kcmp::tasks(one.pid().pid(), two.pid().pid(), memory) {
         Ok(order) => Ok(order == std::cmp::Ordering::Equal),
         Err(error) if error.raw_os_error() == Some(Errno::SRCH.raw_os_error()) => Ok(false),
-        Err(source) => {
-            Err(TraceError::Request { tid: two.pid(), what: "compare the address space of", source })
-        }
+        Err(source) => Err(TraceError::Request {
+            tid: two.pid(),
+            what: "compare the address space of",
+            source,
+        }),
     }
 }

@@ -1,7 +1,6 @@
 //! Checkpoints and rollbacks of real programs, in a small PID namespace of their own.
 
-
 mod in_place;
+mod probes;
 mod sandbox;
 mod tree;
-mod dbg;

@@ -14,24 +14,31 @@ use deltabox_process::{Engine, Host, HostPid, Image, InsidePid, PageStore, Repor
 
 /// Compiles a C program of this directory once.
 pub fn compiled(source: &str) -> PathBuf {
+    compiled_from(
+        &Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("tests/live")
+            .join(source),
+    )
+}
+
+/// Compiles a C program once.
+pub fn compiled_from(source: &Path) -> PathBuf {
     static DIRECTORY: OnceLock<tempfile::TempDir> = OnceLock::new();
     static LOCK: std::sync::Mutex<()> = std::sync::Mutex::new(());
     let directory = DIRECTORY.get_or_init(|| tempfile::tempdir().unwrap());
     let _guard = LOCK.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let program = directory.path().join(source.replace(".c", ""));
+    let program = directory.path().join(source.file_stem().unwrap());
     if !program.exists() {
-        let from = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/live")
-            .join(source);
         let mut command = Command::new("cc");
         command
-            .args(["-O1", "-pthread", "-Wall", "-o"])
+            .args(["-O1", "-pthread", "-w", "-o"])
             .arg(&program)
-            .arg(from)
-            .arg("-lrt");
+            .arg(source)
+            .args(["-lrt", "-lm", "-lutil"]);
         assert!(
             command.status().unwrap().success(),
-            "the C compiler failed on {source}"
+            "the C compiler failed on {}",
+            source.display()
         );
     }
     program
@@ -212,6 +219,9 @@ impl Host for Cell {
     }
 }
 
+/// How long an answer is waited for.
+const PATIENCE_S: i64 = 5;
+
 /// A running program, talked to by lines.
 pub struct Program {
     pub pid: InsidePid,
@@ -220,12 +230,17 @@ pub struct Program {
 }
 
 impl Program {
+    /// Sends bytes.
+    pub fn send(&mut self, text: &str) {
+        self.input.write_all(text.as_bytes()).unwrap();
+    }
+
     /// Sends a line.
     pub fn tell(&mut self, line: &str) {
         self.input.write_all(format!("{line}\n").as_bytes()).unwrap();
     }
 
-    /// The next line, waited for not longer than ten seconds.
+    /// The next line, not waited for forever.
     pub fn line(&mut self) -> String {
         let mut line = Vec::new();
         loop {
@@ -234,7 +249,7 @@ impl Program {
                 rustix::event::PollFlags::IN,
             )];
             let limit = rustix::event::Timespec {
-                tv_sec: 10,
+                tv_sec: PATIENCE_S,
                 tv_nsec: 0,
             };
             let ready = rustix::event::poll(&mut fds, Some(&limit)).unwrap();
@@ -272,14 +287,21 @@ impl Sandbox {
         let contents = cell.directory().join("contents");
         fs::create_dir(&contents).unwrap();
         let contents = Box::new(ContentDirectory::open(&contents).unwrap());
-        Sandbox { engine: Engine::new(cell, PageStore::new(), contents), previous: None, externals: 0 }
+        Sandbox {
+            engine: Engine::new(cell, PageStore::new(), contents),
+            previous: None,
+            externals: 0,
+        }
     }
 
     pub fn start(&mut self, command: &[&str]) -> Program {
         let program = self.engine.host().start(command);
         for end in [&program.input, &program.output] {
             self.externals += 1;
-            self.engine.externals().register(ExternalId(self.externals), end.as_fd()).unwrap();
+            self.engine
+                .externals()
+                .register(ExternalId(self.externals), end.as_fd())
+                .unwrap();
         }
         program
     }
@@ -311,6 +333,44 @@ impl Sandbox {
         let mut stopped = self.engine.stop().unwrap();
         stopped.restore(image).unwrap();
         stopped.resume().unwrap()
+    }
+
+    /// As [`Sandbox::checkpoint`], for those that may be refused.
+    pub fn try_checkpoint(&mut self) -> Result<Image, String> {
+        let mut stopped = self.engine.stop().map_err(|error| error.to_string())?;
+        let survey = stopped.survey().map_err(|error| error.to_string())?;
+        let image = stopped
+            .capture(survey, self.previous.as_ref())
+            .map_err(|error| error.to_string())?;
+        stopped.resume().map_err(|error| error.to_string())?;
+        self.previous = Some(image.clone());
+        Ok(image)
+    }
+
+    /// As [`Sandbox::rollback`], for those that may fail.
+    pub fn try_rollback(&mut self, image: &Image) -> Result<Report, String> {
+        let mut stopped = self.engine.stop().map_err(|error| error.to_string())?;
+        stopped.restore(image).map_err(|error| error.to_string())?;
+        stopped.resume().map_err(|error| error.to_string())
+    }
+
+    /// Kills every process of the sandbox.
+    pub fn kill_all(&mut self) {
+        let start = Instant::now();
+        loop {
+            let pids = self.engine.host().pids().unwrap();
+            if pids.is_empty() {
+                return;
+            }
+            for pid in pids {
+                let _ = rustix::process::kill_process(pid.pid(), rustix::process::Signal::KILL);
+            }
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "the processes do not die"
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn kill(&mut self, pid: InsidePid) {

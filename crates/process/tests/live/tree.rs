@@ -16,7 +16,10 @@ fn a_killed_python_returns_with_pid_and_memory() {
         assert_eq!((report.created, report.in_place), (1, 0));
         assert_eq!(python.ask("_ = os.getpid()"), pid);
         assert_eq!(python.ask("_ = len(x), x[9999]"), "(10000, '9999')");
-        assert_eq!(python.ask("_ = os.readlink('/proc/self/exe')"), "/usr/bin/python3.11");
+        assert_eq!(
+            python.ask("_ = os.readlink('/proc/self/exe')"),
+            "/usr/bin/python3.11"
+        );
     }
 }
 
@@ -26,13 +29,18 @@ fn a_killed_thread_holder_returns_with_its_threads() {
     let mut python = sandbox.python();
     python.ask("import os, threading, time; n = [0]; _ = 0");
     python.ask("exec('def work():\\n  while True: n[0] += 1; time.sleep(0.001)')");
-    python.ask("ts = [threading.Thread(target=work, daemon=True) for i in range(3)]; [t.start() for t in ts]; _ = 0");
+    python.ask(
+        "ts = [threading.Thread(target=work, daemon=True) for i in range(3)]; [t.start() for t in ts]; _ = 0",
+    );
     let tids = python.ask("_ = sorted(os.listdir('/proc/self/task'))");
     let image = sandbox.checkpoint();
     sandbox.kill(python.pid);
     sandbox.rollback(&image);
     assert_eq!(python.ask("_ = sorted(os.listdir('/proc/self/task'))"), tids);
-    assert_eq!(python.ask("a = n[0]; time.sleep(0.05); _ = n[0] > a + 10"), "True");
+    assert_eq!(
+        python.ask("a = n[0]; time.sleep(0.05); _ = n[0] > a + 10"),
+        "True"
+    );
 }
 
 fn shell(sandbox: &mut Sandbox) -> Program {
@@ -76,7 +84,9 @@ fn zombies_are_part_of_the_state() {
     let mut python = sandbox.python();
     python.ask("import os, signal, time; _ = 0");
     python.ask("exec('def child(f):\\n  p = os.fork()\\n  if p == 0:\\n    f(); os._exit(9)\\n  return p')");
-    python.ask("a = child(lambda: os._exit(7)); b = child(lambda: os.kill(os.getpid(), 15)); time.sleep(0.1); _ = 0");
+    python.ask(
+        "a = child(lambda: os._exit(7)); b = child(lambda: os.kill(os.getpid(), 15)); time.sleep(0.1); _ = 0",
+    );
     let image = sandbox.checkpoint();
     let wait = "_ = [os.waitpid(p, 0)[1] for p in (a, b)]";
     assert_eq!(python.ask(wait), "[1792, 15]");
@@ -85,7 +95,10 @@ fn zombies_are_part_of_the_state() {
     sandbox.rollback(&image);
     python.ask("c = child(lambda: 0); time.sleep(0.05); _ = 0");
     sandbox.rollback(&image);
-    assert_eq!(python.ask("_ = (sorted(os.waitpid(-1, 0)[0] for i in range(2)) == [a, b])"), "True");
+    assert_eq!(
+        python.ask("_ = (sorted(os.waitpid(-1, 0)[0] for i in range(2)) == [a, b])"),
+        "True"
+    );
     python.ask("exec('try: os.wait(); _ = 1\\nexcept ChildProcessError: _ = \"none\"')");
     assert_eq!(python.ask("_ = _"), "none");
 }
