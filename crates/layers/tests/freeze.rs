@@ -144,3 +144,56 @@ fn forks_do_not_see_each_other() {
         assert_eq!(first.read("shared"), "first");
     });
 }
+
+#[test]
+fn a_snapshot_keeps_inode_numbers_and_times() {
+    use std::os::unix::fs::MetadataExt;
+    isolated(|dir| {
+        let store = open(dir, StoreKind::Btrfs);
+        let mut sandbox = Sandbox::create(&store, dir, "root", Base::directory(small_base(dir)));
+        fs::create_dir(sandbox.path("dir")).unwrap();
+        sandbox.write("dir/frozen", "1");
+        sandbox.write("dir/copied", "1");
+        let _ = sandbox.freeze(Way::Switch);
+        sandbox.write("dir/copied", "2");
+        sandbox.write("dir/new", "2");
+        sandbox.write("etc/passwd", "2");
+        let names = [
+            "dir",
+            "dir/frozen",
+            "dir/copied",
+            "dir/new",
+            "etc",
+            "etc/passwd",
+            "usr/bin/tool",
+        ];
+        let look = |sandbox: &Sandbox| {
+            names.map(|name| {
+                let metadata = sandbox.path(name).metadata().unwrap();
+                let times = (
+                    metadata.mtime(),
+                    metadata.mtime_nsec(),
+                    metadata.ctime(),
+                    metadata.ctime_nsec(),
+                );
+                (name, metadata.ino(), times)
+            })
+        };
+        let before = look(&sandbox);
+        let one = sandbox.freeze(Way::Snapshot);
+        assert_eq!(look(&sandbox), before);
+        sandbox.write("dir/new", "3");
+        fs::remove_file(sandbox.path("dir/copied")).unwrap();
+        sandbox.rollback(&one);
+        assert_eq!(look(&sandbox), before);
+        // Also when the volume it was taken of is gone.
+        store.settle();
+        store.collect(store.horizon(), &[one]).unwrap();
+        store.settle();
+        sandbox.rollback(&one);
+        let after = look(&sandbox);
+        for (seen, wanted) in after.iter().zip(&before) {
+            assert_eq!(seen.2, wanted.2, "{}", seen.0);
+        }
+    });
+}

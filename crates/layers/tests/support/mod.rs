@@ -20,7 +20,12 @@ use rustix::thread::UnshareFlags;
 /// thread ends, also when it panics. `test` gets an empty directory.
 pub fn isolated(test: impl FnOnce(&Path) + Send + 'static) {
     let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().to_path_buf();
+    isolated_in(dir.path(), test);
+}
+
+/// The same in a directory that is there.
+pub fn isolated_in(dir: &Path, test: impl FnOnce(&Path) + Send + 'static) {
+    let path = dir.to_path_buf();
     let thread = std::thread::spawn(move || {
         deltabox_sys::clone::unshare_namespaces(UnshareFlags::NEWNS).expect("this test has to run as root");
         mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC).unwrap();
