@@ -189,7 +189,13 @@ impl Client {
     /// take it; what changes something is not repeated, since it may have been done.
     pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
         let ask = || self.answer(request(Method::GET, path, OutBody::empty())?);
-        ask().or_else(|error: ApiError| if error.kind == ErrorKind::Unreachable { ask() } else { Err(error) })
+        ask().or_else(|error: ApiError| {
+            if error.kind == ErrorKind::Unreachable {
+                ask()
+            } else {
+                Err(error)
+            }
+        })
     }
 
     pub fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, ApiError> {

@@ -12,8 +12,8 @@ use deltabox_api::{ApiError, ErrorKind};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, ThreadNameSpaceType, move_into_thread_name_spaces, set_capabilities, set_thread_gid,
-    set_thread_groups, set_thread_uid,
+    CapabilitySet, CapabilitySets, ThreadNameSpaceType, move_into_thread_name_spaces, set_capabilities,
+    set_thread_gid, set_thread_groups, set_thread_uid,
 };
 
 /// What root needs to handle files of all owners inside.
@@ -44,7 +44,8 @@ pub fn main() -> i32 {
 fn run(what: &str, init: &str, path: &Path) -> Result<(), ApiError> {
     let init = init.parse().ok().and_then(Pid::from_raw);
     let init = init.ok_or_else(|| ApiError::new(ErrorKind::Usage, "__files takes a process id"))?;
-    enter(init).map_err(|error| ApiError::new(ErrorKind::Internal, format!("cannot enter the sandbox: {error}")))?;
+    enter(init)
+        .map_err(|error| ApiError::new(ErrorKind::Internal, format!("cannot enter the sandbox: {error}")))?;
     match what {
         "get" => get(path),
         "put" => put(path),
@@ -59,7 +60,11 @@ fn enter(init: Pid) -> io::Result<()> {
     let init = pidfd_open(init, PidfdFlags::empty())?;
     let spaces = ThreadNameSpaceType::USER | ThreadNameSpaceType::MOUNT;
     // The root as init has it: the namespace's own may still have the mount of before a rollback on top of it.
-    let root = rustix::fs::open(format!("/proc/{number}/root"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = rustix::fs::open(
+        format!("/proc/{number}/root"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
     move_into_thread_name_spaces(init.as_fd(), spaces)?;
     rustix::process::fchdir(&root)?;
     rustix::process::chroot(".")?;
@@ -67,7 +72,11 @@ fn enter(init: Pid) -> io::Result<()> {
     set_thread_gid(rustix::thread::Gid::ROOT)?;
     set_thread_uid(rustix::thread::Uid::ROOT)?;
     rustix::thread::set_no_new_privs(true)?;
-    let sets = CapabilitySets { effective: CAPABILITIES, permitted: CAPABILITIES, inheritable: CapabilitySet::empty() };
+    let sets = CapabilitySets {
+        effective: CAPABILITIES,
+        permitted: CAPABILITIES,
+        inheritable: CapabilitySet::empty(),
+    };
     set_capabilities(None, sets)?;
     rustix::process::umask(Mode::empty());
     Ok(())
@@ -79,7 +88,9 @@ fn failed(what: &str, path: &Path) -> impl Fn(io::Error) -> ApiError {
         let kind = match error.kind() {
             io::ErrorKind::NotFound => ErrorKind::NotFound,
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ErrorKind::Exhausted,
-            io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => ErrorKind::Usage,
+            io::ErrorKind::NotADirectory | io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData => {
+                ErrorKind::Usage
+            }
             _ => ErrorKind::Internal,
         };
         ApiError::new(kind, format!("{text}: {}", with_causes(&error)))
@@ -99,14 +110,21 @@ fn get(path: &Path) -> Result<(), ApiError> {
     tar.follow_symlinks(false);
     // The root itself has no name.
     let name = path.file_name().map_or_else(|| ".".into(), ToOwned::to_owned);
-    let packed = if meta.is_dir() { tar.append_dir_all(&name, path) } else { tar.append_path_with_name(path, &name) };
+    let packed = if meta.is_dir() {
+        tar.append_dir_all(&name, path)
+    } else {
+        tar.append_path_with_name(path, &name)
+    };
     packed.and_then(|()| tar.into_inner()?.flush()).map_err(failed)
 }
 
 fn put(path: &Path) -> Result<(), ApiError> {
     let failed = failed("write to", path);
     if !std::fs::metadata(path).map_err(&failed)?.is_dir() {
-        return Err(ApiError::new(ErrorKind::Usage, format!("{} in the sandbox is not a directory", path.display())));
+        return Err(ApiError::new(
+            ErrorKind::Usage,
+            format!("{} in the sandbox is not a directory", path.display()),
+        ));
     }
     unpack(path, false).map_err(failed)
 }

@@ -88,7 +88,11 @@ pub fn sync_and_reclaim(inside: BorrowedFd<'_>) -> io::Result<()> {
     const SYNC: u32 = 0x9408;
     // SAFETY: the request takes no argument.
     let result = unsafe { libc::ioctl(inside.as_raw_fd(), SYNC.into()) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// Asks about the subvolume in which the file `inside` lies.

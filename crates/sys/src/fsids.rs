@@ -51,7 +51,10 @@ mod tests {
     fn files_belong_to_the_given_owner_and_the_thread_keeps_its_capabilities() {
         let path = std::env::temp_dir().join(format!("deltabox-fsids-{}", std::process::id()));
         let before = capabilities(None).unwrap();
-        let (made, within) = with_file_owner(12345, || (std::fs::write(&path, b"x"), capabilities(None).unwrap())).unwrap();
+        let (made, within) = with_file_owner(12345, || {
+            (std::fs::write(&path, b"x"), capabilities(None).unwrap())
+        })
+        .unwrap();
         let owner = std::fs::metadata(&path).map(|meta| (meta.uid(), meta.gid()));
         let _ = std::fs::remove_file(&path);
         made.unwrap();

@@ -111,7 +111,11 @@ pub fn scan(
 pub fn advise_huge(memory: &mut [u8]) -> io::Result<()> {
     // SAFETY: the range is memory of ours, borrowed for the call; the advice changes how it is backed, not its content.
     let result = unsafe { libc::madvise(memory.as_mut_ptr().cast(), memory.len(), libc::MADV_HUGEPAGE) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 #[cfg(test)]

@@ -77,9 +77,19 @@ pub fn wait_options(nohang: bool) -> WaitOptions {
 /// valid for the duration of the call.
 unsafe fn raw(request: c_uint, pid: Pid, addr: usize, data: usize) -> io::Result<c_long> {
     // SAFETY: the caller vouches for `addr` and `data`; the kernel validates everything else.
-    let result =
-        unsafe { libc::ptrace(request, pid.as_raw_nonzero().get(), addr as *mut c_void, data as *mut c_void) };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(result) }
+    let result = unsafe {
+        libc::ptrace(
+            request,
+            pid.as_raw_nonzero().get(),
+            addr as *mut c_void,
+            data as *mut c_void,
+        )
+    };
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
 }
 
 /// A request whose `addr` and `data` are plain numbers.
@@ -149,17 +159,37 @@ pub fn set_regs(pid: Pid, regs: &UserRegs) -> io::Result<()> {
 
 /// `PTRACE_GETREGSET`: fills `buffer` with the register set `kind` and returns how many bytes it has.
 pub fn get_regset(pid: Pid, kind: u32, buffer: &mut [u8]) -> io::Result<usize> {
-    let mut vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut vector = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
     // SAFETY: `data` points to an iovec describing `buffer`, both alive across the call.
-    unsafe { raw(libc::PTRACE_GETREGSET, pid, kind as usize, &raw mut vector as usize)? };
+    unsafe {
+        raw(
+            libc::PTRACE_GETREGSET,
+            pid,
+            kind as usize,
+            &raw mut vector as usize,
+        )?
+    };
     Ok(vector.iov_len)
 }
 
 /// `PTRACE_SETREGSET`: sets the register set `kind` from `bytes`.
 pub fn set_regset(pid: Pid, kind: u32, bytes: &[u8]) -> io::Result<()> {
-    let mut vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut vector = libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    };
     // SAFETY: `data` points to an iovec describing `bytes`, alive across the call; the kernel only reads the bytes.
-    unsafe { raw(libc::PTRACE_SETREGSET, pid, kind as usize, &raw mut vector as usize)? };
+    unsafe {
+        raw(
+            libc::PTRACE_SETREGSET,
+            pid,
+            kind as usize,
+            &raw mut vector as usize,
+        )?
+    };
     Ok(())
 }
 
@@ -167,14 +197,28 @@ pub fn set_regset(pid: Pid, kind: u32, bytes: &[u8]) -> io::Result<()> {
 pub fn get_sigmask(pid: Pid) -> io::Result<u64> {
     let mut mask: u64 = 0;
     // SAFETY: `addr` is the size of the mask, `data` points to as many bytes, alive across the call.
-    unsafe { raw(libc::PTRACE_GETSIGMASK, pid, size_of::<u64>(), &raw mut mask as usize)? };
+    unsafe {
+        raw(
+            libc::PTRACE_GETSIGMASK,
+            pid,
+            size_of::<u64>(),
+            &raw mut mask as usize,
+        )?
+    };
     Ok(mask)
 }
 
 /// `PTRACE_SETSIGMASK`.
 pub fn set_sigmask(pid: Pid, mask: u64) -> io::Result<()> {
     // SAFETY: `addr` is the size of the mask, `data` points to as many bytes, alive across the call.
-    unsafe { raw(libc::PTRACE_SETSIGMASK, pid, size_of::<u64>(), &raw const mask as usize)? };
+    unsafe {
+        raw(
+            libc::PTRACE_SETSIGMASK,
+            pid,
+            size_of::<u64>(),
+            &raw const mask as usize,
+        )?
+    };
     Ok(())
 }
 
@@ -195,13 +239,26 @@ pub fn peek_siginfo(pid: Pid, queue: Queue, limit: usize) -> io::Result<Vec<RawS
         flags: u32,
         count: i32,
     }
-    let flags = if queue == Queue::Process { libc::PTRACE_PEEKSIGINFO_SHARED } else { 0 };
+    let flags = if queue == Queue::Process {
+        libc::PTRACE_PEEKSIGINFO_SHARED
+    } else {
+        0
+    };
     let mut found = vec![[0u8; SIGINFO_SIZE]; limit];
     let count = c_int::try_from(limit).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let arguments = Arguments { offset: 0, flags, count };
+    let arguments = Arguments {
+        offset: 0,
+        flags,
+        count,
+    };
     // SAFETY: `addr` points to the arguments, `data` to `limit` siginfos, both alive across the call.
     let got = unsafe {
-        raw(libc::PTRACE_PEEKSIGINFO, pid, &raw const arguments as usize, found.as_mut_ptr() as usize)?
+        raw(
+            libc::PTRACE_PEEKSIGINFO,
+            pid,
+            &raw const arguments as usize,
+            found.as_mut_ptr() as usize,
+        )?
     };
     found.truncate(usize::try_from(got).unwrap_or(0));
     Ok(found)
@@ -272,7 +329,14 @@ pub fn get_seccomp_flags(pid: Pid, index: usize) -> io::Result<u64> {
     const REQUEST: c_uint = 0x420d;
     let mut metadata = [index as u64, 0u64];
     // SAFETY: `addr` is the size of the structure (two 64-bit numbers), `data` points to it.
-    unsafe { raw(REQUEST, pid, size_of_val(&metadata), metadata.as_mut_ptr() as usize)? };
+    unsafe {
+        raw(
+            REQUEST,
+            pid,
+            size_of_val(&metadata),
+            metadata.as_mut_ptr() as usize,
+        )?
+    };
     Ok(metadata[1])
 }
 
@@ -295,7 +359,9 @@ mod tests {
         let pid = Pid::from_raw(i32::try_from(child.0.id()).unwrap()).unwrap();
         seize(pid, Options::SYSGOOD).unwrap();
         interrupt(pid).unwrap();
-        let (_, status) = rustix::process::waitpid(Some(pid), wait_options(false)).unwrap().unwrap();
+        let (_, status) = rustix::process::waitpid(Some(pid), wait_options(false))
+            .unwrap()
+            .unwrap();
         assert_eq!(status.as_raw() >> 16, event::STOP);
         let regs = get_regs(pid).unwrap();
         assert_ne!(regs.rip, 0);
@@ -303,7 +369,10 @@ mod tests {
         assert_eq!(get_regs(pid).unwrap().rsp, regs.rsp);
         let mut xstate = vec![0u8; 16384];
         let size = get_regset(pid, NT_X86_XSTATE, &mut xstate).unwrap();
-        assert!(size >= 576, "an XSAVE area has at least the legacy area and its header");
+        assert!(
+            size >= 576,
+            "an XSAVE area has at least the legacy area and its header"
+        );
         set_regset(pid, NT_X86_XSTATE, &xstate[..size]).unwrap();
         let mask = get_sigmask(pid).unwrap();
         set_sigmask(pid, mask | 1 << 9).unwrap();

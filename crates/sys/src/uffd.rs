@@ -21,7 +21,11 @@ const fn ioctl_number(direction: u64, number: u32, size: usize) -> u64 {
 fn ioctl<T>(fd: &impl AsFd, request: u64, argument: &mut T) -> io::Result<()> {
     // SAFETY: each caller passes the structure that belongs to `request`; it is borrowed for the call.
     let result = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), request, std::ptr::from_mut(argument)) };
-    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result == -1 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Creates a userfaultfd for the *calling* process (`UFFD_USER_MODE_ONLY`, close-on-exec).

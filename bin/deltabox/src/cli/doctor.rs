@@ -24,7 +24,11 @@ pub fn run(args: &Args) -> Outcome {
     } else {
         emit(&describe(&report))?;
     }
-    Ok(if report.can_run() { 0 } else { ErrorKind::Unsupported.exit_code() })
+    Ok(if report.can_run() {
+        0
+    } else {
+        ErrorKind::Unsupported.exit_code()
+    })
 }
 
 fn describe(report: &Report) -> String {
@@ -37,8 +41,15 @@ fn describe(report: &Report) -> String {
         };
         text += &format!("{mark} {:<28} {word:<9} {}\n", check.name, check.detail);
         if check.status != Status::Works {
-            text += &format!("    without it: {}\n    to get it:  {}\n", check.lost, check.remedy);
+            text += &format!(
+                "    without it: {}\n    to get it:  {}\n",
+                check.lost, check.remedy
+            );
         }
     }
-    text + if report.can_run() { "\nthis machine can run sandboxes\n" } else { "\nthis machine cannot run sandboxes: see what is missing above\n" }
+    text + if report.can_run() {
+        "\nthis machine can run sandboxes\n"
+    } else {
+        "\nthis machine cannot run sandboxes: see what is missing above\n"
+    }
 }

@@ -40,7 +40,9 @@ struct Command {
 impl Commands {
     fn get(&self, key: &str) -> Result<Arc<Command>, Failure> {
         let found = self.table.lock().expect("not poisoned").get(key).cloned();
-        found.ok_or_else(|| deltabox_state::Error::not_found("no such running command: it may have ended").into())
+        found.ok_or_else(|| {
+            deltabox_state::Error::not_found("no such running command: it may have ended").into()
+        })
     }
 }
 
@@ -49,9 +51,17 @@ fn key(handle: &Handle, exec: &str) -> String {
 }
 
 /// Starts a command and streams its events until its last one.
-pub async fn exec(commands: Arc<Commands>, handle: Handle, request: ExecRequest) -> Result<Response, Failure> {
+pub async fn exec(
+    commands: Arc<Commands>,
+    handle: Handle,
+    request: ExecRequest,
+) -> Result<Response, Failure> {
     let (notify, notices) = mpsc::unbounded_channel();
-    let input = request.stdin_data.as_deref().map(|data| BASE64.decode(data)).transpose();
+    let input = request
+        .stdin_data
+        .as_deref()
+        .map(|data| BASE64.decode(data))
+        .transpose();
     let input = input.map_err(|error| Failure::usage(format!("stdin_data is not base64: {error}")))?;
     if input.is_some() && request.stdin {
         return Err(Failure::usage("stdin and stdin_data exclude each other"));
@@ -64,20 +74,30 @@ pub async fn exec(commands: Arc<Commands>, handle: Handle, request: ExecRequest)
     })
     .await?;
     let (events, receive) = mpsc::channel(QUEUE_EVENTS);
-    let first = ExecEvent::Started { id: started.id.to_string(), pid: started.pid };
-    let session = Session::new(commands, handle, started, events).map_err(|e| Failure::internal("cannot watch the command", e))?;
+    let first = ExecEvent::Started {
+        id: started.id.to_string(),
+        pid: started.pid,
+    };
+    let session = Session::new(commands, handle, started, events)
+        .map_err(|e| Failure::internal("cannot watch the command", e))?;
     tokio::spawn(session.run(input, notices, timeout, detach));
     Ok(event_stream(first, receive, detach))
 }
 
 fn event_stream(first: ExecEvent, receive: mpsc::Receiver<ExecEvent>, detach: bool) -> Response {
     let first = futures_util::stream::once(std::future::ready(first));
-    let rest = futures_util::stream::unfold(receive, |mut r| async move { r.recv().await.map(|event| (event, r)) });
-    let lines = first.chain(rest.take(if detach { 0 } else { usize::MAX })).map(|event| {
-        let mut line = serde_json::to_vec(&event).expect("events are plain data");
-        line.push(b'\n');
-        Ok::<_, std::convert::Infallible>(Bytes::from(line))
-    });
+    let rest =
+        futures_util::stream::unfold(
+            receive,
+            |mut r| async move { r.recv().await.map(|event| (event, r)) },
+        );
+    let lines = first
+        .chain(rest.take(if detach { 0 } else { usize::MAX }))
+        .map(|event| {
+            let mut line = serde_json::to_vec(&event).expect("events are plain data");
+            line.push(b'\n');
+            Ok::<_, std::convert::Infallible>(Bytes::from(line))
+        });
     Response::builder()
         .header(CONTENT_TYPE, "application/x-ndjson")
         .body(Body::from_stream(lines))
@@ -106,7 +126,11 @@ impl Session {
         let (mut stdin, mut stdout, mut stderr, mut terminal) = (None, None, None, None);
         match started.stdio {
             ExecStdio::None => {}
-            ExecStdio::Pipes { stdin: i, stdout: o, stderr: e } => {
+            ExecStdio::Pipes {
+                stdin: i,
+                stdout: o,
+                stderr: e,
+            } => {
                 stdin = i.map(writer).transpose()?;
                 stdout = Some(reader(o)?);
                 stderr = Some(reader(e)?);
@@ -119,9 +143,25 @@ impl Session {
         }
         let id = started.id.to_string();
         let key = key(&handle, &id);
-        let command = Arc::new(Command { stdin: tokio::sync::Mutex::new(stdin), terminal });
-        commands.table.lock().expect("not poisoned").insert(key.clone(), command.clone());
-        Ok(Self { commands, handle, id, key, command, stdout, stderr, events })
+        let command = Arc::new(Command {
+            stdin: tokio::sync::Mutex::new(stdin),
+            terminal,
+        });
+        commands
+            .table
+            .lock()
+            .expect("not poisoned")
+            .insert(key.clone(), command.clone());
+        Ok(Self {
+            commands,
+            handle,
+            id,
+            key,
+            command,
+            stdout,
+            stderr,
+            events,
+        })
     }
 
     async fn run(
@@ -169,20 +209,29 @@ impl Session {
             }
         };
         self.drain(&mut buffers.0).await;
-        self.commands.table.lock().expect("not poisoned").remove(&self.key);
+        self.commands
+            .table
+            .lock()
+            .expect("not poisoned")
+            .remove(&self.key);
         self.send(last).await;
     }
 
     fn signal(&self, signal: i32) {
         let id = self.id.clone();
         // The command may have ended meanwhile; its exit arrives as a notice in any case.
-        self.handle.submit(move |sandbox| drop(sandbox.signal_exec(&id, signal)));
+        self.handle
+            .submit(move |sandbox| drop(sandbox.signal_exec(&id, signal)));
     }
 
     /// What is already in the pipes when the command has ended; descendants may hold them open for longer.
     async fn drain(&mut self, buffer: &mut [u8]) {
         for error_stream in [false, true] {
-            let stream = if error_stream { self.stderr.take() } else { self.stdout.take() };
+            let stream = if error_stream {
+                self.stderr.take()
+            } else {
+                self.stdout.take()
+            };
             let Some(pipe) = stream else { continue };
             while let Ok(n @ 1..) = pipe.try_read(buffer) {
                 self.send(output_event(error_stream, &buffer[..n])).await;
@@ -207,13 +256,23 @@ impl Session {
 
 fn output_event(error_stream: bool, bytes: &[u8]) -> ExecEvent {
     let data = BASE64.encode(bytes);
-    if error_stream { ExecEvent::Stderr { data } } else { ExecEvent::Stdout { data } }
+    if error_stream {
+        ExecEvent::Stderr { data }
+    } else {
+        ExecEvent::Stdout { data }
+    }
 }
 
 fn last_event(end: ExecEnd, timed_out: bool) -> ExecEvent {
     match end {
-        ExecEnd::Exited { code, signal } => ExecEvent::Exited { code, signal, timed_out },
-        ExecEnd::Discarded(id) => ExecEvent::Discarded { checkpoint: id.to_string() },
+        ExecEnd::Exited { code, signal } => ExecEvent::Exited {
+            code,
+            signal,
+            timed_out,
+        },
+        ExecEnd::Discarded(id) => ExecEvent::Discarded {
+            checkpoint: id.to_string(),
+        },
         ExecEnd::Lost(message) => ExecEvent::Lost { message },
     }
 }
@@ -237,7 +296,13 @@ async fn read_some(pipe: Option<&mut Receiver>, buffer: &mut [u8]) -> std::io::R
 }
 
 /// Writes a request's body to a command's standard input; its end closes it unless `keep`.
-pub async fn stdin(commands: &Commands, handle: &Handle, exec: &str, body: Body, keep: bool) -> Result<(), Failure> {
+pub async fn stdin(
+    commands: &Commands,
+    handle: &Handle,
+    exec: &str,
+    body: Body,
+    keep: bool,
+) -> Result<(), Failure> {
     let command = commands.get(&key(handle, exec))?;
     let mut stdin = command.stdin.lock().await;
     let mut chunks = body.into_data_stream();
@@ -248,7 +313,10 @@ pub async fn stdin(commands: &Commands, handle: &Handle, exec: &str, body: Body,
         };
         if let Err(error) = pipe.write_all(&chunk).await {
             *stdin = None;
-            return Err(deltabox_state::Error::conflict(format!("the command does not read its input: {error}")).into());
+            return Err(deltabox_state::Error::conflict(format!(
+                "the command does not read its input: {error}"
+            ))
+            .into());
         }
     }
     // With a terminal the end of the input is a character the caller types, not a closed descriptor.
@@ -264,6 +332,12 @@ pub fn resize(commands: &Commands, handle: &Handle, exec: &str, size: WindowSize
     let Some(terminal) = &command.terminal else {
         return Err(Failure::usage("the command has no terminal"));
     };
-    let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
-    rustix::termios::tcsetwinsize(terminal, size).map_err(|error| Failure::internal("cannot resize the terminal", error))
+    let size = rustix::termios::Winsize {
+        ws_row: size.rows,
+        ws_col: size.cols,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    rustix::termios::tcsetwinsize(terminal, size)
+        .map_err(|error| Failure::internal("cannot resize the terminal", error))
 }

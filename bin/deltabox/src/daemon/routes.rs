@@ -40,13 +40,19 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/shutdown", post(shutdown))
         .route("/sandboxes", get(list).post(create))
         .nest("/sandboxes/{name}", sandbox);
-    Router::new().nest(API_PREFIX, api).fallback(unknown).with_state(daemon)
+    Router::new()
+        .nest(API_PREFIX, api)
+        .fallback(unknown)
+        .with_state(daemon)
 }
 
 async fn unknown(request: axum::extract::Request) -> Failure {
-    ApiError::new(ErrorKind::NotFound, format!("no endpoint {} {}", request.method(), request.uri().path()))
-        .hint("docs/api.md lists the endpoints")
-        .into()
+    ApiError::new(
+        ErrorKind::NotFound,
+        format!("no endpoint {} {}", request.method(), request.uri().path()),
+    )
+    .hint("docs/api.md lists the endpoints")
+    .into()
 }
 
 impl Daemon {
@@ -83,7 +89,11 @@ struct RemoveQuery {
     force: bool,
 }
 
-async fn remove(State(daemon): Shared, Path(name): Path<String>, Query(query): Query<RemoveQuery>) -> Answer<()> {
+async fn remove(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Answer<()> {
     answer(blocking(move || daemon.engine.remove(&name, query.force)).await)
 }
 
@@ -159,7 +169,9 @@ async fn checkpoint(
             Ok(())
         })
         .await?;
-        receive.await.map_err(|_| Failure::internal("cannot wait for the checkpoint", "the sandbox was removed"))??;
+        receive
+            .await
+            .map_err(|_| Failure::internal("cannot wait for the checkpoint", "the sandbox was removed"))??;
         result.durable = true;
     }
     Ok(Json(result))
@@ -183,10 +195,19 @@ struct DiffQuery {
     path: Option<String>,
 }
 
-async fn diff(State(daemon): Shared, Path(name): Path<String>, Query(query): Query<DiffQuery>) -> Answer<Diff> {
+async fn diff(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<DiffQuery>,
+) -> Answer<Diff> {
     let handle = daemon.handle(&name)?;
     let job = move |sandbox: &mut deltabox_state::Sandbox| {
-        sandbox.diff(query.from.as_deref(), query.to.as_deref(), query.text, query.path.as_deref())
+        sandbox.diff(
+            query.from.as_deref(),
+            query.to.as_deref(),
+            query.text,
+            query.path.as_deref(),
+        )
     };
     answer(on_sandbox(&handle, job).await)
 }
@@ -198,10 +219,15 @@ impl<T: serde::de::DeserializeOwned, S: Send + Sync> axum::extract::FromRequest<
     type Rejection = Response;
 
     async fn from_request(request: axum::extract::Request, state: &S) -> Result<Self, Response> {
-        let bytes = axum::body::Bytes::from_request(request, state).await.map_err(IntoResponse::into_response)?;
+        let bytes = axum::body::Bytes::from_request(request, state)
+            .await
+            .map_err(IntoResponse::into_response)?;
         let bytes: &[u8] = if bytes.is_empty() { b"{}" } else { &bytes };
-        serde_json::from_slice(bytes)
-            .map(Self)
-            .map_err(|error| Failure::usage(format!("the request's body is not what this endpoint takes: {error}")).into_response())
+        serde_json::from_slice(bytes).map(Self).map_err(|error| {
+            Failure::usage(format!(
+                "the request's body is not what this endpoint takes: {error}"
+            ))
+            .into_response()
+        })
     }
 }

@@ -46,7 +46,12 @@ pub fn serve(options: ServeOptions) -> Result<(), ApiError> {
     config.store = options.store;
     config.pool_size = options.pool_size.unwrap_or(config.pool_size);
     let engine = Engine::open(config).map_err(deltabox_state::Error::into_api)?;
-    let daemon = Arc::new(Daemon { home: home.clone(), engine, commands: Arc::default(), stop: Notify::new() });
+    let daemon = Arc::new(Daemon {
+        home: home.clone(),
+        engine,
+        commands: Arc::default(),
+        stop: Notify::new(),
+    });
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
@@ -63,7 +68,9 @@ pub fn serve(options: ServeOptions) -> Result<(), ApiError> {
 /// Log lines go to standard error; `DELTABOX_LOG` filters them.
 fn start_log() {
     let filter = EnvFilter::try_from_env("DELTABOX_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     log.with_ansi(std::io::stderr().is_terminal()).init();
 }
 
@@ -71,9 +78,11 @@ async fn listen(home: &Path, daemon: Arc<Daemon>) -> Result<(), ApiError> {
     let path = home.join("daemon.sock");
     // A socket left by a crash; the lock says that nobody serves it.
     let _ = std::fs::remove_file(&path);
-    let listener = UnixListener::bind(&path).map_err(|e| failure(&format!("cannot listen on {}", path.display()), &e))?;
+    let listener = UnixListener::bind(&path)
+        .map_err(|e| failure(&format!("cannot listen on {}", path.display()), &e))?;
     // Whoever can talk to the daemon is root on this machine.
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).map_err(|e| failure("cannot protect the socket", &e))?;
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
+        .map_err(|e| failure("cannot protect the socket", &e))?;
     write_pid(home)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(|e| failure("cannot watch signals", &e))?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| failure("cannot watch signals", &e))?;
@@ -97,12 +106,18 @@ fn failure(what: &str, error: &std::io::Error) -> ApiError {
 
 fn prepare_home(home: &Path) -> Result<PathBuf, ApiError> {
     if !rustix::process::geteuid().is_root() {
-        return Err(ApiError::new(ErrorKind::Unsupported, "the daemon has to run as root: it makes namespaces, mounts and cgroups")
-            .hint("run it with sudo; programs inside a sandbox are not root on this machine"));
+        return Err(ApiError::new(
+            ErrorKind::Unsupported,
+            "the daemon has to run as root: it makes namespaces, mounts and cgroups",
+        )
+        .hint("run it with sudo; programs inside a sandbox are not root on this machine"));
     }
     let unusable = |error: std::io::Error| {
-        ApiError::new(ErrorKind::Unsupported, format!("cannot use the state directory {}: {error}", home.display()))
-            .hint("set DELTABOX_HOME to a directory that can be written")
+        ApiError::new(
+            ErrorKind::Unsupported,
+            format!("cannot use the state directory {}: {error}", home.display()),
+        )
+        .hint("set DELTABOX_HOME to a directory that can be written")
     };
     std::fs::create_dir_all(home).map_err(unusable)?;
     std::fs::set_permissions(home, std::fs::Permissions::from_mode(0o700)).map_err(unusable)?;
@@ -111,10 +126,17 @@ fn prepare_home(home: &Path) -> Result<PathBuf, ApiError> {
 
 fn lock(home: &Path) -> Result<File, ApiError> {
     let path = home.join("daemon.lock");
-    let file = File::options().create(true).append(true).open(&path).map_err(|e| failure("cannot open the lock", &e))?;
+    let file = File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .map_err(|e| failure("cannot open the lock", &e))?;
     rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
-        ApiError::new(ErrorKind::Conflict, format!("another daemon serves {}", home.display()))
-            .hint("stop it with `deltabox stop`, or set another DELTABOX_HOME")
+        ApiError::new(
+            ErrorKind::Conflict,
+            format!("another daemon serves {}", home.display()),
+        )
+        .hint("stop it with `deltabox stop`, or set another DELTABOX_HOME")
     })?;
     Ok(file)
 }
@@ -127,8 +149,11 @@ fn isolate_mounts() -> Result<(), ApiError> {
         Ok(mount_change("/", down)?)
     };
     isolate().map_err(|error| {
-        ApiError::new(ErrorKind::Unsupported, format!("cannot make a private mount namespace: {error}"))
-            .hint("the daemon needs CAP_SYS_ADMIN: run it as root, outside of an unprivileged container")
+        ApiError::new(
+            ErrorKind::Unsupported,
+            format!("cannot make a private mount namespace: {error}"),
+        )
+        .hint("the daemon needs CAP_SYS_ADMIN: run it as root, outside of an unprivileged container")
     })
 }
 

@@ -43,7 +43,9 @@ pub async fn get_files(
 ) -> Result<Response, Failure> {
     let handle = daemon.handle(&name)?;
     let file = spool(&daemon)?;
-    let output = file.try_clone().map_err(|error| Failure::internal("cannot spool the files", error))?;
+    let output = file
+        .try_clone()
+        .map_err(|error| Failure::internal("cannot spool the files", error))?;
     run(&handle, "get", query.path, Stdio::null(), output.into()).await?;
     send_file(file)
 }
@@ -60,9 +62,11 @@ pub async fn put_files(
     let mut chunks = body.into_data_stream();
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|error| Failure::internal("the request's body broke off", error))?;
-        file.write_all(&chunk).map_err(|error| Failure::from(Error::io("cannot spool the files", &error)))?;
+        file.write_all(&chunk)
+            .map_err(|error| Failure::from(Error::io("cannot spool the files", &error)))?;
     }
-    file.seek(SeekFrom::Start(0)).map_err(|error| Failure::internal("cannot spool the files", error))?;
+    file.seek(SeekFrom::Start(0))
+        .map_err(|error| Failure::internal("cannot spool the files", error))?;
     run(&handle, "put", query.path, file.into(), Stdio::null()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -75,10 +79,16 @@ pub async fn restore(
 ) -> Result<StatusCode, Failure> {
     let handle = daemon.handle(&name)?;
     let mut file = spool(&daemon)?;
-    let out = file.try_clone().map_err(|error| Failure::internal("cannot spool the files", error))?;
+    let out = file
+        .try_clone()
+        .map_err(|error| Failure::internal("cannot spool the files", error))?;
     let path = request.path.clone();
-    on_sandbox(&handle, move |sandbox| sandbox.pack_path(&request.path, &request.from, out)).await?;
-    file.seek(SeekFrom::Start(0)).map_err(|error| Failure::internal("cannot spool the files", error))?;
+    on_sandbox(&handle, move |sandbox| {
+        sandbox.pack_path(&request.path, &request.from, out)
+    })
+    .await?;
+    file.seek(SeekFrom::Start(0))
+        .map_err(|error| Failure::internal("cannot spool the files", error))?;
     run(&handle, "restore", path, file.into(), Stdio::null()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
@@ -101,13 +111,19 @@ pub async fn export(
     let (send, receive) = tokio::sync::mpsc::channel::<Result<Vec<u8>, std::io::Error>>(4);
     tokio::task::spawn_blocking(move || {
         let mut out = std::io::BufWriter::with_capacity(CHUNK_BYTES, ChannelWriter(send.clone()));
-        let written = export.write(query.format, &mut out).map_err(|error| error.to_string());
+        let written = export
+            .write(query.format, &mut out)
+            .map_err(|error| error.to_string());
         if let Err(error) = written.and_then(|()| out.flush().map_err(|error| error.to_string())) {
             // Breaks the answer off, so that the client does not take half a tar for a whole one.
             let _ = send.blocking_send(Err(std::io::Error::other(error)));
         }
     });
-    let chunks = futures_util::stream::unfold(receive, |mut r| async move { r.recv().await.map(|chunk| (chunk, r)) });
+    let chunks =
+        futures_util::stream::unfold(
+            receive,
+            |mut r| async move { r.recv().await.map(|chunk| (chunk, r)) },
+        );
     tar_answer(Body::from_stream(chunks))
 }
 
@@ -139,7 +155,13 @@ pub async fn commit(
 }
 
 /// Has a helper process work inside the sandbox while nothing else happens to it.
-async fn run(handle: &Handle, what: &'static str, path: String, input: Stdio, output: Stdio) -> Result<(), Failure> {
+async fn run(
+    handle: &Handle,
+    what: &'static str,
+    path: String,
+    input: Stdio,
+    output: Stdio,
+) -> Result<(), Failure> {
     if !path.starts_with('/') {
         return Err(Failure::usage(format!("{path} is not an absolute path")));
     }
@@ -158,14 +180,22 @@ async fn run(handle: &Handle, what: &'static str, path: String, input: Stdio, ou
             return Ok(());
         }
         let said = serde_json::from_slice::<ApiError>(&done.stderr);
-        Err(said.unwrap_or_else(|_| ApiError::new(ErrorKind::Internal, format!("a helper process ended with {}", done.status))).into())
+        Err(said
+            .unwrap_or_else(|_| {
+                ApiError::new(
+                    ErrorKind::Internal,
+                    format!("a helper process ended with {}", done.status),
+                )
+            })
+            .into())
     })
     .await
 }
 
 /// Answers with a spooled tar.
 pub fn send_file(mut file: File) -> Result<Response, Failure> {
-    file.seek(SeekFrom::Start(0)).map_err(|error| Failure::internal("cannot read the spooled files", error))?;
+    file.seek(SeekFrom::Start(0))
+        .map_err(|error| Failure::internal("cannot read the spooled files", error))?;
     let file = tokio::fs::File::from_std(file);
     let chunks = futures_util::stream::unfold(file, |mut file| async move {
         let mut buffer = vec![0; CHUNK_BYTES];

@@ -18,13 +18,19 @@ pub type Answer<T> = Result<Json<T>, Failure>;
 
 impl From<deltabox_state::Error> for Failure {
     fn from(error: deltabox_state::Error) -> Self {
-        Self { exit_code: error.exec_exit_code(), error: error.into_api() }
+        Self {
+            exit_code: error.exec_exit_code(),
+            error: error.into_api(),
+        }
     }
 }
 
 impl From<ApiError> for Failure {
     fn from(error: ApiError) -> Self {
-        Self { error, exit_code: None }
+        Self {
+            error,
+            exit_code: None,
+        }
     }
 }
 
@@ -40,7 +46,8 @@ impl Failure {
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let status = StatusCode::from_u16(self.error.kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status =
+            StatusCode::from_u16(self.error.kind.http_status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let mut response = (status, Json(self.error)).into_response();
         if let Some(code) = self.exit_code {
             response.headers_mut().insert("x-deltabox-exit-code", code.into());

@@ -131,7 +131,10 @@ impl Sandbox {
         };
         self.live = Some(live);
         self.failure = None;
-        Ok(RolledBack { stopped: Duration::ZERO, processes })
+        Ok(RolledBack {
+            stopped: Duration::ZERO,
+            processes,
+        })
     }
 
     fn rollback_failed(&mut self, failure: Failed) -> Error {
@@ -233,10 +236,21 @@ impl Live {
             });
         };
         let broken = |error: Error| Failed::Broken(error);
-        self.processes.substitute_externals(state, &self.shared.null).map_err(Failed::Untouched)?;
-        let Self { cell, processes, files, root, shared, .. } = &mut *self;
+        self.processes
+            .substitute_externals(state, &self.shared.null)
+            .map_err(Failed::Untouched)?;
+        let Self {
+            cell,
+            processes,
+            files,
+            root,
+            shared,
+            ..
+        } = &mut *self;
         let in_place = processes.restore(state, phases, || {
-            let switched = files.rollback(&target.frozen).map_err(|error| Failed::Untouched(error.into()))?;
+            let switched = files
+                .rollback(&target.frozen)
+                .map_err(|error| Failed::Untouched(error.into()))?;
             switch_root(cell, root, shared, switched.mount, switched.retired).map_err(Failed::Broken)
         });
         let restored = match in_place {
@@ -248,7 +262,10 @@ impl Live {
         };
         let stopped = start.elapsed();
         self.tell_execs(&target.id, &state.execs);
-        Ok(RolledBack { stopped, processes: restored })
+        Ok(RolledBack {
+            stopped,
+            processes: restored,
+        })
     }
 
     /// Makes all processes of a state from nothing; its files are in place.
@@ -256,9 +273,11 @@ impl Live {
         phases.time("end processes", || self.cell.kill_all())?;
         self.processes.substitute_externals(state, &self.shared.null)?;
         let root = self.cell.root()?;
-        self.processes.restore(state, phases, || Ok(root)).map_err(|failed| match failed {
-            Failed::Untouched(error) | Failed::Broken(error) => error,
-        })
+        self.processes
+            .restore(state, phases, || Ok(root))
+            .map_err(|failed| match failed {
+                Failed::Untouched(error) | Failed::Broken(error) => error,
+            })
     }
 
     /// Ends all processes, because there were none, and puts the target's files in place.

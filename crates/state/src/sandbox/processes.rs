@@ -170,14 +170,24 @@ impl Processes {
         let image = Arc::new(image);
         self.last = Some(image.clone());
         let externals = self.externals.iter().copied().collect();
-        Ok((ProcessState { image, execs, externals }, files, report.bytes_stored))
+        Ok((
+            ProcessState {
+                image,
+                execs,
+                externals,
+            },
+            files,
+            report.bytes_stored,
+        ))
     }
 
     /// Streams of commands whose callers are gone lead nowhere when their processes are made again.
     pub fn substitute_externals(&mut self, target: &ProcessState, null: &OwnedFd) -> Result<()> {
         for &id in &target.externals {
             if !self.engine.externals().knows(id) {
-                let end = null.try_clone().map_err(|error| Error::io("cannot duplicate a descriptor", &error))?;
+                let end = null
+                    .try_clone()
+                    .map_err(|error| Error::io("cannot duplicate a descriptor", &error))?;
                 self.engine.externals().substitute(id, end);
             }
         }

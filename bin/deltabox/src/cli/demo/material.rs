@@ -47,12 +47,17 @@ pub struct Counts {
 }
 
 fn broken(what: impl std::fmt::Display) -> ApiError {
-    ApiError::new(ErrorKind::Internal, format!("the demo's material is broken: {what}"))
+    ApiError::new(
+        ErrorKind::Internal,
+        format!("the demo's material is broken: {what}"),
+    )
 }
 
 impl Material {
     pub fn load() -> Result<Self, ApiError> {
-        let file = FILES.get_file("candidates.json").ok_or_else(|| broken("no candidates.json"))?;
+        let file = FILES
+            .get_file("candidates.json")
+            .ok_or_else(|| broken("no candidates.json"))?;
         serde_json::from_slice(file.contents()).map_err(broken)
     }
 
@@ -62,14 +67,18 @@ impl Material {
         let mut files = Vec::new();
         collect(program, &mut files);
         let prefix = format!("{}/", self.program);
-        tar(files.into_iter().filter_map(|(path, data)| Some((path.strip_prefix(&prefix)?.to_owned(), data))))
+        tar(files
+            .into_iter()
+            .filter_map(|(path, data)| Some((path.strip_prefix(&prefix)?.to_owned(), data))))
     }
 
     /// A candidate's files as a tar to be unpacked over the program.
     pub fn candidate_tar(&self, candidate: &Candidate) -> Result<Vec<u8>, ApiError> {
         let mut files = Vec::new();
         for (path, source) in &candidate.files {
-            let file = FILES.get_file(source).ok_or_else(|| broken(format!("no {source}")))?;
+            let file = FILES
+                .get_file(source)
+                .ok_or_else(|| broken(format!("no {source}")))?;
             files.push((path.clone(), file.contents()));
         }
         tar(files.into_iter())
@@ -107,7 +116,12 @@ mod tests {
         for (i, candidate) in material.candidates.iter().enumerate() {
             material.candidate_tar(candidate).unwrap();
             if let Some(parent) = &candidate.parent {
-                assert!(material.candidates[..i].iter().any(|earlier| earlier.id == *parent), "{parent}");
+                assert!(
+                    material.candidates[..i]
+                        .iter()
+                        .any(|earlier| earlier.id == *parent),
+                    "{parent}"
+                );
             }
         }
     }

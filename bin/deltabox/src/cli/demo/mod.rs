@@ -59,7 +59,10 @@ pub fn run(args: &Args) -> Outcome {
     let say = |text: String| if args.json { Ok(()) } else { emit(&text) };
     say("Repairing a program by tree search\n\n".into())?;
     let clock = std::time::Instant::now();
-    let create = CreateRequest { name: Some(SANDBOX.into()), ..CreateRequest::default() };
+    let create = CreateRequest {
+        name: Some(SANDBOX.into()),
+        ..CreateRequest::default()
+    };
     // The first call also starts the daemon and makes its store.
     let _: deltabox_api::Health = client.get("/health")?;
     let start_ms = clock.elapsed().as_secs_f64() * 1e3;
@@ -79,11 +82,19 @@ pub fn run(args: &Args) -> Outcome {
     } else {
         emit(&report::describe(client, &material, &found, &log)?)?;
     }
-    client.perform(request(Method::DELETE, &sandbox_path(SANDBOX, "?force=true"), OutBody::empty())?)?;
+    client.perform(request(
+        Method::DELETE,
+        &sandbox_path(SANDBOX, "?force=true"),
+        OutBody::empty(),
+    )?)?;
     if found.repaired.is_some() {
         return Ok(0);
     }
-    Err(ApiError::new(ErrorKind::Internal, "no candidate made all tests pass, although one should").into())
+    Err(ApiError::new(
+        ErrorKind::Internal,
+        "no candidate made all tests pass, although one should",
+    )
+    .into())
 }
 
 fn store_of(client: &Client) -> Result<String, ApiError> {

@@ -46,13 +46,22 @@ fn branch(found: &Found, parent: Option<&str>, depth: usize, text: &mut String) 
             Verdict::Better => "+",
             _ => "✗",
         };
-        *text += &format!("  {}{mark} {}: {} ({})\n", "   ".repeat(depth), node.title, word(node.verdict), counts(node.counts));
+        *text += &format!(
+            "  {}{mark} {}: {} ({})\n",
+            "   ".repeat(depth),
+            node.title,
+            word(node.verdict),
+            counts(node.counts)
+        );
         branch(found, Some(&node.id), depth + 1, text);
     }
 }
 
 fn diff(client: &Client) -> Result<String, ApiError> {
-    let path = sandbox_path(SANDBOX, &format!("/diff?from=start&text=true&path={}", escape(PLACE)));
+    let path = sandbox_path(
+        SANDBOX,
+        &format!("/diff?from=start&text=true&path={}", escape(PLACE)),
+    );
     let diff: Diff = client.get(&path)?;
     Ok(crate::cli::diff::describe(&diff.changes, false))
 }
@@ -66,9 +75,18 @@ fn percentile(values: &mut [f64], percent: f64) -> f64 {
 
 fn costs(material: &Material, found: &Found) -> Result<String, ApiError> {
     let mut rows: Vec<(String, Vec<f64>)> = vec![
-        ("checkpoint: files and processes".into(), found.checkpoints.iter().map(|(ms, _)| *ms).collect()),
-        ("  of which the sandbox stood still".into(), found.checkpoints.iter().map(|(_, r)| r.stopped_ms).collect()),
-        ("rollback: files and processes".into(), found.rollbacks.iter().map(|(ms, _)| *ms).collect()),
+        (
+            "checkpoint: files and processes".into(),
+            found.checkpoints.iter().map(|(ms, _)| *ms).collect(),
+        ),
+        (
+            "  of which the sandbox stood still".into(),
+            found.checkpoints.iter().map(|(_, r)| r.stopped_ms).collect(),
+        ),
+        (
+            "rollback: files and processes".into(),
+            found.rollbacks.iter().map(|(ms, _)| *ms).collect(),
+        ),
     ];
     rows.extend(baselines(material)?);
     let mut table = table(&["", "n", "p50 ms", "p95 ms", "max ms"]);
@@ -82,29 +100,55 @@ fn costs(material: &Material, found: &Found) -> Result<String, ApiError> {
 
 /// What saving a state costs without DeltaBox: a copy of the directory, and no process comes with it.
 fn baselines(material: &Material) -> Result<Vec<(String, Vec<f64>)>, ApiError> {
-    let failed = |error: std::io::Error| ApiError::new(ErrorKind::Internal, format!("cannot measure the baseline: {error}"));
+    let failed = |error: std::io::Error| {
+        ApiError::new(
+            ErrorKind::Internal,
+            format!("cannot measure the baseline: {error}"),
+        )
+    };
     let scratch = tempfile::tempdir().map_err(failed)?;
     let program = scratch.path().join("program");
     std::fs::create_dir(&program).map_err(failed)?;
-    tar::Archive::new(material.program_tar()?.as_slice()).unpack(&program).map_err(failed)?;
-    let mut rows = vec![("baseline: copy of the program's directory, files only".into(), copies(&program, scratch.path())?)];
+    tar::Archive::new(material.program_tar()?.as_slice())
+        .unpack(&program)
+        .map_err(failed)?;
+    let mut rows = vec![(
+        "baseline: copy of the program's directory, files only".into(),
+        copies(&program, scratch.path())?,
+    )];
     let library = Path::new("/usr/lib/python3");
     if library.is_dir() {
-        rows.push((format!("baseline: copy of {}, files only", library.display()), copies(library, scratch.path())?));
+        rows.push((
+            format!("baseline: copy of {}, files only", library.display()),
+            copies(library, scratch.path())?,
+        ));
     }
     Ok(rows)
 }
 
 fn copies(directory: &Path, scratch: &Path) -> Result<Vec<f64>, ApiError> {
-    let failed = |error: std::io::Error| ApiError::new(ErrorKind::Internal, format!("cannot measure the baseline: {error}"));
+    let failed = |error: std::io::Error| {
+        ApiError::new(
+            ErrorKind::Internal,
+            format!("cannot measure the baseline: {error}"),
+        )
+    };
     let mut times = Vec::new();
     for i in 0..COPIES {
         let copy = scratch.join(format!("copy-{i}"));
         let clock = Instant::now();
-        let status = Command::new("cp").arg("-a").arg(directory).arg(&copy).status().map_err(failed)?;
+        let status = Command::new("cp")
+            .arg("-a")
+            .arg(directory)
+            .arg(&copy)
+            .status()
+            .map_err(failed)?;
         times.push(clock.elapsed().as_secs_f64() * 1e3);
         if !status.success() {
-            return Err(ApiError::new(ErrorKind::Internal, "cannot measure the baseline: cp failed"));
+            return Err(ApiError::new(
+                ErrorKind::Internal,
+                "cannot measure the baseline: cp failed",
+            ));
         }
         std::fs::remove_dir_all(&copy).map_err(failed)?;
     }

@@ -7,7 +7,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use deltabox_api::{
-    ApiError, CheckpointRequest, CheckpointResult, ErrorKind, ExecEvent, ExecRequest, RollbackRequest, RollbackResult,
+    ApiError, CheckpointRequest, CheckpointResult, ErrorKind, ExecEvent, ExecRequest, RollbackRequest,
+    RollbackResult,
 };
 use http_body_util::BodyExt;
 use hyper::Method;
@@ -96,12 +97,24 @@ impl Runner {
             return Err(failed("cannot run the test runner", "it has no pipes"));
         };
         let (send, lines) = channel();
-        std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).try_for_each(|l| send.send(l)));
-        let runner = Self { process, input, lines };
+        std::thread::spawn(move || {
+            BufReader::new(output)
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|l| send.send(l))
+        });
+        let runner = Self {
+            process,
+            input,
+            lines,
+        };
         let ready = runner.answer(ANSWER_MAX)?;
         ready.map(|_| runner).ok_or_else(|| {
-            ApiError::new(ErrorKind::Unsupported, "the demo's test runner did not start in the sandbox")
-                .hint("it needs python3 below /usr of this machine")
+            ApiError::new(
+                ErrorKind::Unsupported,
+                "the demo's test runner did not start in the sandbox",
+            )
+            .hint("it needs python3 below /usr of this machine")
         })
     }
 
@@ -113,7 +126,9 @@ impl Runner {
     /// The next line, or `None` when it does not come in time.
     fn answer(&self, at_most: Duration) -> Result<Option<Value>, ApiError> {
         match self.lines.recv_timeout(at_most) {
-            Ok(line) => serde_json::from_str(&line).map(Some).map_err(|error| failed("the test runner said nonsense", error)),
+            Ok(line) => serde_json::from_str(&line)
+                .map(Some)
+                .map_err(|error| failed("the test runner said nonsense", error)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
             Err(RecvTimeoutError::Disconnected) => Err(failed("the test runner ended", "see above")),
         }
@@ -140,11 +155,16 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn checkpoint(&mut self, label: &str) -> Result<String, ApiError> {
-        let body = CheckpointRequest { label: Some(label.into()), ..CheckpointRequest::default() };
+        let body = CheckpointRequest {
+            label: Some(label.into()),
+            ..CheckpointRequest::default()
+        };
         let clock = Instant::now();
         let made: CheckpointResult = self.client.post(&sandbox_path(SANDBOX, "/checkpoints"), &body)?;
         let id = made.id.clone();
-        self.found.checkpoints.push((clock.elapsed().as_secs_f64() * 1e3, made));
+        self.found
+            .checkpoints
+            .push((clock.elapsed().as_secs_f64() * 1e3, made));
         Ok(id)
     }
 
@@ -159,20 +179,31 @@ impl Search<'_> {
 
     fn put(&self, directory: &str, tar: Vec<u8>) -> Result<(), ApiError> {
         let path = sandbox_path(SANDBOX, &format!("/files?path={}", escape(directory)));
-        self.client.perform(request(Method::PUT, &path, OutBody::full(tar))?)
+        self.client
+            .perform(request(Method::PUT, &path, OutBody::full(tar))?)
     }
 
     fn command(&self, argv: &[&str]) -> Result<(), ApiError> {
-        let body = ExecRequest { argv: argv.iter().map(ToString::to_string).collect(), ..ExecRequest::default() };
+        let body = ExecRequest {
+            argv: argv.iter().map(ToString::to_string).collect(),
+            ..ExecRequest::default()
+        };
         let request = json_request(Method::POST, &sandbox_path(SANDBOX, "/exec"), &body)?;
         let endpoint = self.client.endpoint();
         let bytes = self.client.block_on(async {
             let response = endpoint.expect(request).await?;
             let body = response.into_body().collect().await;
-            body.map(|body| body.to_bytes()).map_err(|error| endpoint.unreachable(&error))
+            body.map(|body| body.to_bytes())
+                .map_err(|error| endpoint.unreachable(&error))
         })?;
-        let last = bytes.split(|&byte| byte == b'\n').rfind(|line| !line.is_empty()).unwrap_or_default();
-        match serde_json::from_slice::<ExecEvent>(last).ok().and_then(|event| event.exit_code()) {
+        let last = bytes
+            .split(|&byte| byte == b'\n')
+            .rfind(|line| !line.is_empty())
+            .unwrap_or_default();
+        match serde_json::from_slice::<ExecEvent>(last)
+            .ok()
+            .and_then(|event| event.exit_code())
+        {
             Some(0) => Ok(()),
             code => Err(failed(&argv.join(" "), format!("ended with {code:?}"))),
         }
@@ -193,7 +224,11 @@ pub fn run(
     material: &Material,
     say: &mut dyn FnMut(String) -> Result<(), Failure>,
 ) -> Result<Found, Failure> {
-    let start = Counts { tests: 0, failures: 0, errors: 0 };
+    let start = Counts {
+        tests: 0,
+        failures: 0,
+        errors: 0,
+    };
     let found = Found {
         start,
         tries: Vec::new(),
@@ -207,7 +242,9 @@ pub fn run(
     search.put(PLACE, material.program_tar()?)?;
     let mut runner = Runner::start(client, &material.runner)?;
     let timeout = Duration::from_secs(material.test.timeout_s);
-    let counts = runner.run_tests(ANSWER_MAX)?.ok_or_else(|| failed("the tests of the demo's program", "they did not end"))?;
+    let counts = runner
+        .run_tests(ANSWER_MAX)?
+        .ok_or_else(|| failed("the tests of the demo's program", "they did not end"))?;
     search.found.start = counts;
     say(format!(
         "program   a meeting planner in {PLACE}; its living test runner says: {}\n\n",
@@ -216,7 +253,9 @@ pub fn run(
     let mut states = HashMap::from([(None, (search.checkpoint("start")?, counts))]);
     for candidate in &material.candidates {
         // A candidate whose parent was given up is given up with it.
-        let Some((from, before)) = states.get(&candidate.parent).cloned() else { continue };
+        let Some((from, before)) = states.get(&candidate.parent).cloned() else {
+            continue;
+        };
         let back_ms = search.rollback(&from)?;
         search.apply(material, candidate)?;
         let counts = runner.run_tests(timeout)?;
@@ -236,7 +275,10 @@ pub fn run(
             counts,
         });
         if let (Verdict::Better | Verdict::Passes, Some(counts)) = (verdict, counts) {
-            states.insert(Some(candidate.id.clone()), (search.checkpoint(&candidate.id)?, counts));
+            states.insert(
+                Some(candidate.id.clone()),
+                (search.checkpoint(&candidate.id)?, counts),
+            );
         }
         if verdict == Verdict::Passes {
             search.found.repaired = Some(candidate.id.clone());
@@ -244,7 +286,9 @@ pub fn run(
         }
     }
     let history = runner.ask("history", ANSWER_MAX)?;
-    search.found.remembered = history.and_then(|h| h["history"].as_array().cloned()).unwrap_or_default();
+    search.found.remembered = history
+        .and_then(|h| h["history"].as_array().cloned())
+        .unwrap_or_default();
     Ok(search.found)
 }
 
@@ -273,8 +317,16 @@ pub fn word(verdict: Verdict) -> &'static str {
 pub fn describe(counts: Option<Counts>) -> String {
     match counts {
         None => "no answer".into(),
-        Some(Counts { tests, failures: 0, errors: 0 }) => format!("{tests} tests pass"),
-        Some(Counts { tests, failures, errors }) => format!("{tests} tests, {} fail", failures + errors),
+        Some(Counts {
+            tests,
+            failures: 0,
+            errors: 0,
+        }) => format!("{tests} tests pass"),
+        Some(Counts {
+            tests,
+            failures,
+            errors,
+        }) => format!("{tests} tests, {} fail", failures + errors),
     }
 }
 
@@ -284,8 +336,18 @@ mod tests {
 
     #[test]
     fn fewer_tests_are_worse_even_if_all_pass() {
-        let counts = |tests, failures, errors| Some(Counts { tests, failures, errors });
-        let before = Counts { tests: 26, failures: 2, errors: 0 };
+        let counts = |tests, failures, errors| {
+            Some(Counts {
+                tests,
+                failures,
+                errors,
+            })
+        };
+        let before = Counts {
+            tests: 26,
+            failures: 2,
+            errors: 0,
+        };
         assert_eq!(judge(counts(17, 0, 0), before, 26), Verdict::Worse);
         assert_eq!(judge(counts(26, 1, 0), before, 26), Verdict::Better);
         assert_eq!(judge(counts(26, 2, 0), before, 26), Verdict::Same);
