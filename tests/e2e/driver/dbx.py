@@ -134,6 +134,16 @@ class Sandbox:
                              capture_output=True, check=True).stdout
         self.run("sh", "-c", f"mkdir -p {directory} && tar -x -C {directory}", input=tar)
 
+    def describe(self):
+        """What every thread inside is doing, for the report of a failure."""
+        try:
+            return self.sh("for t in /proc/[0-9]*/task/*; do p=${t#/proc/}; [ ${p%%/*} = $$ ] && continue; "
+                           "echo \"$p $(cat $t/comm) $(sed -n 's/^State:.//p' $t/status) in $(cat $t/wchan), "
+                           "call $(cat $t/syscall) $(grep -hE '^(Sig(Q|Pnd|Blk)|ShdPnd)' $t/status | tr '\\n\\t' '  ')\"; done 2>/dev/null",
+                           timeout=10)
+        except (Failed, Timeout) as e:
+            return f"cannot be described: {e}"
+
     def read(self, path):
         return self.run("cat", path, check=False).stdout
 

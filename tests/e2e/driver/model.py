@@ -5,7 +5,7 @@ A program in the sandbox (tests/probes/model) makes changes from a seed and can 
 This driver remembers what it said at each checkpoint; after a rollback it must say exactly that again. The tree of
 checkpoints grows in all directions; sometimes everything is killed before a rollback.
 
-Usage: model.py [--operations N] [--seed S] [--keep-going]. Without a seed a new one is drawn and printed.
+Usage: model.py [--operations N] [--seed S] [--keep-going] [--without "sockets shared ..."]. Without a seed a new one is drawn and printed.
 """
 
 import argparse
@@ -24,10 +24,11 @@ STEPS_MAX = 12
 
 
 class Model:
-    def __init__(self, sandbox):
-        self.talk = sandbox.talk("sh", "-c", "echo $$; mkdir -p /model; cd /model; /probes/model; echo EXIT $?; "
+    def __init__(self, sandbox, without):
+        self.talk = sandbox.talk("sh", "-c", "echo $$; mkdir -p /model; cd /model; /probes/model " + without + "; echo EXIT $?; "
                                              "read x < /probes/never")
         self.wrapper = self.talk.line()
+        self.kills = 0
         self.expect("READY")
 
     def expect(self, want):
@@ -37,9 +38,12 @@ class Model:
 
     def line(self):
         while True:
-            line = self.talk.line(60)
+            line = self.talk.line(20)
             if not line.startswith("EXIT "):
                 return line
+            if not self.kills:
+                raise Ended(f"the program ended by itself: {line}")
+            self.kills -= 1
 
     def step(self, seed, count):
         self.talk.send(f"s {seed} {count}\n")
@@ -59,6 +63,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--operations", type=int, default=int(os.environ.get("MODEL_OPERATIONS", "200")))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("MODEL_SEED", "0")) or random.getrandbits(48))
+    parser.add_argument("--without", default="", help="kinds of changes to leave out: sockets shared files ...")
     parser.add_argument("--keep-going", action="store_true", help="start a new sandbox after a mismatch")
     args = parser.parse_args()
     print(f"seed {args.seed}, {args.operations} operations", flush=True)
@@ -76,7 +81,7 @@ def main():
         sandbox = box.sandbox(f"model{generation}")
         sandbox.put([binaries / "model", binaries / "kill_all_but"], "/probes")
         sandbox.run("mkfifo", "/probes/never")
-        model, nodes, history = Model(sandbox), [], []
+        model, nodes, history = Model(sandbox, args.without), [], []
         model.step(rng.getrandbits(60), 40)
         try:
             while done < args.operations:
@@ -96,6 +101,7 @@ def main():
                     node, said = rng.choice(nodes[-12:] if rng.random() < 0.7 else nodes)
                     if rng.random() < 0.15:
                         sandbox.run("/probes/kill_all_but", model.wrapper)
+                        model.kills += 1
                         history.append("kill")
                         count["killed before"] += 1
                     history.append(f"rollback {node}")
@@ -110,7 +116,7 @@ def main():
                         break
         except (Failed, Timeout, Ended) as e:
             mismatches += 1
-            print(f"FAILED at operation {done}, after: {'; '.join(history[-8:])}\n  {e}")
+            print(f"FAILED at operation {done}, after: {'; '.join(history[-8:])}\n  {e}\n{sandbox.describe()}")
         sandbox.remove()
         if mismatches and not args.keep_going or mismatches >= 20:
             break

@@ -55,7 +55,7 @@ class Probe:
         if line != "READY":
             raise Broken(f"instead of READY: {line}")
 
-    def command(self, letter, timeout=30):
+    def command(self, letter, timeout=20):
         self.talk.send(letter)
         line = self.talk.line(timeout)
         while line.startswith("EXIT "):  # of a probe killed before a rollback
@@ -179,7 +179,7 @@ def all_killed(start):
     sandbox.run("mkdir", "-p", directory)
     sandbox.detach("sh", "-c", f"cd {directory}; exec /probes/{name} --dir {directory}")
 
-    def answer(timeout=30):
+    def answer(timeout=15):
         end = time.monotonic() + timeout
         while time.monotonic() < end:
             text = sandbox.read(f"{directory}/out").strip()
