@@ -143,7 +143,13 @@ impl Run {
         let view = |state: &State| self.store.view(&self.base, &state.frozen).unwrap();
         let changes = view(&one).diff(&view(&other)).unwrap();
         let copy = |state: &State| scan(&self.copies.join(state.number.to_string())).nodes;
-        let problems = check_changes(&changes, &copy(&one), &copy(&other));
+        let mut problems = check_changes(&changes, &copy(&one), &copy(&other));
+        let all = view(&one).changes_to_base().unwrap();
+        problems.extend(check_changes(
+            &all,
+            &scan(&self.base.layers[0]).nodes,
+            &copy(&one),
+        ));
         if !problems.is_empty() {
             let told: Vec<_> = changes
                 .iter()
