@@ -21,6 +21,9 @@ pub const STOP_LIMIT: Duration = Duration::from_millis(2000);
 /// How long the sandbox runs before it is looked at again when a thread waits for a vfork child.
 const VFORK_PAUSE: Duration = Duration::from_micros(500);
 
+/// How long frozen threads may look as if they were running.
+const SETTLE_LIMIT: Duration = Duration::from_millis(5);
+
 /// Rounds of looking for tasks born while others were being attached. Everything being frozen, two are enough; more
 /// only happen where there is no freezer.
 const MAX_ROUNDS: usize = 1000;
@@ -85,7 +88,7 @@ pub fn stop<H: Host + ?Sized>(host: &mut H) -> Result<Tree, StopError> {
     let mut frozen = Frozen { host, thawed: true };
     loop {
         frozen.freeze()?;
-        let seen = look(&mut frozen)?;
+        let seen = look_settled(&mut frozen)?;
         let Some(waiting) = seen.iter().find(|process| process.cannot_stop) else {
             return hold(frozen, seen);
         };
@@ -106,6 +109,21 @@ struct Seen {
     threads: Vec<(HostPid, InsidePid)>,
     /// A thread is in a wait that ptrace cannot interrupt.
     cannot_stop: bool,
+    /// A thread is running.
+    running: bool,
+}
+
+/// As [`look`], after giving the freezer a moment: a thread that is on its way back into a `vfork` wait counts as
+/// frozen to the kernel, but could never be let go again once it had been told to stop.
+fn look_settled<H: Host + ?Sized>(frozen: &mut Frozen<'_, H>) -> Result<Vec<Seen>, StopError> {
+    let start = Instant::now();
+    loop {
+        let seen = look(frozen)?;
+        if start.elapsed() > SETTLE_LIMIT || !seen.iter().any(|process| process.running) {
+            return Ok(seen);
+        }
+        rustix::thread::sched_yield();
+    }
 }
 
 /// Reads which processes and threads there are.
@@ -128,29 +146,34 @@ fn look<H: Host + ?Sized>(frozen: &mut Frozen<'_, H>) -> Result<Vec<Seen>, StopE
 
 fn look_at(pid: HostPid) -> Result<Seen, TraceError> {
     let status = procfs::status(pid)?;
-    let mut seen = Seen {
-        pid,
-        threads: Vec::new(),
-        cannot_stop: status.state == 'D',
-        status,
-    };
+    let mut seen = Seen { pid, threads: Vec::new(), cannot_stop: false, running: false, status };
     if seen.status.threads <= 1 && seen.status.state != 'Z' {
-        seen.threads.push((pid, InsidePid(seen.status.thread)));
+        let (state, inside) = (seen.status.state, InsidePid(seen.status.thread));
+        seen.add(pid, inside, state);
         return Ok(seen);
     }
     for tid in procfs::threads(pid)? {
         match procfs::thread_status(pid, tid) {
             // A first thread that has ended before the others.
             Ok(status) if matches!(status.state, 'Z' | 'X') => {}
-            Ok(status) => {
-                seen.cannot_stop |= status.state == 'D';
-                seen.threads.push((tid, InsidePid(status.thread)));
-            }
+            Ok(status) => seen.add(tid, InsidePid(status.thread), status.state),
             Err(error) if error.is_gone() => {}
             Err(error) => return Err(error),
         }
     }
     Ok(seen)
+}
+
+impl Seen {
+    fn add(&mut self, tid: HostPid, inside: InsidePid, state: char) {
+        self.threads.push((tid, inside));
+        self.running |= state == 'R';
+        if state == 'D' {
+            // The freezer of cgroup v1 looks like this, too.
+            let place = procfs::read_text(self.pid, &format!("task/{tid}/wchan")).unwrap_or_default();
+            self.cannot_stop |= !place.contains("refrigerator");
+        }
+    }
 }
 
 /// Threads that have been told to stop.
