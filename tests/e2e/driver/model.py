@@ -112,7 +112,7 @@ def main():
                         mismatches += 1
                         print(f"MISMATCH at operation {done}, after: {'; '.join(history[-8:])}")
                         for text in list(difflib.unified_diff(said, now, "was", "is", n=0, lineterm=""))[:30]:
-                            print("  " + text[:220])
+                            print("  " + text[:600])
                         break
         except (Failed, Timeout, Ended) as e:
             mismatches += 1

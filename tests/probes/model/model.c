@@ -117,7 +117,10 @@ static void memory_say(void) {
     say("globals %lx\n", (long)hash(globals, sizeof globals, H0));
     for (int i = 0; i < REGIONS; i++) {
         struct region *r = &region[i];
-        if (r->p) say("region %d %p %zu kind %d prot %d: %lx\n", i, (void *)r->p, r->n, r->kind, r->prot, r->prot & PROT_READ ? (long)hash(r->p, r->n, H0) : 0);
+        if (!r->p) continue;
+        say("region %d %p %zu kind %d prot %d:", i, (void *)r->p, r->n, r->kind, r->prot);
+        for (size_t at = 0; r->prot & PROT_READ && at < r->n; at += PAGE) say(" %04lx", (long)hash(r->p + at, PAGE, H0) & 0xffff);
+        say("\n");
     }
     static char buf[1 << 17];
     int fd = open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
