@@ -19,6 +19,7 @@ use crate::memory::page_store::PageStore;
 use crate::memory::page_tree::PageTree;
 use crate::memory::roots::Roots;
 use crate::memory::track::{Run, Tracker};
+use crate::shared::SharedMemory;
 use crate::stop::{self, Process, StopError, Tree};
 use crate::survey::{self, Refusal, SurveyError};
 use crate::{task, thread, zombie};
@@ -57,6 +58,7 @@ pub struct Engine<H: Host> {
     pub(crate) externals: Externals,
     pub(crate) contents: Box<dyn Contents + Send>,
     pub(crate) roots: Roots,
+    pub(crate) shared: SharedMemory,
     next_identity: u64,
 }
 
@@ -71,6 +73,7 @@ impl<H: Host> Engine<H> {
             externals: Externals::new(),
             contents,
             roots: Roots::default(),
+            shared: SharedMemory::default(),
             next_identity: 1,
         }
     }
@@ -149,7 +152,7 @@ impl<H: Host> Engine<H> {
     pub(crate) fn scan(&mut self, process: &mut Process) -> Result<Scanned, TraceError> {
         let pid = process.pid();
         let scratch = process.injector().0.scratch_range();
-        let vmas = self.roots.normalize(maps::without(maps::read(pid)?, scratch));
+        let vmas = self.shared.normalize(self.roots.normalize(maps::without(maps::read(pid)?, scratch)));
         self.live(process)?.tracker.register(&vmas)?;
         // The first look injects a call, whose memory must not be taken for the program's.
         let scratch = process.injector().0.scratch_range();
@@ -258,6 +261,12 @@ impl<H: Host> Stopped<'_, H> {
         }
         self.engine.forget_others(&self.tree);
         let start = Instant::now();
+        let mapped = processes.iter().zip(&self.tree.processes);
+        let mapped = mapped.map(|(image, process)| (process.pid(), image.vmas.as_slice()));
+        let (shared, stored) = self.engine.shared.capture(mapped, &self.engine.store)?;
+        self.report.bytes_stored += stored;
+        self.report.add("pages", start.elapsed());
+        let start = Instant::now();
         let zombies = zombie::find(&self.tree, self.engine.host.init_pid())?;
         parents_first(&mut processes);
         self.report.add("state", start.elapsed());
@@ -272,6 +281,7 @@ impl<H: Host> Stopped<'_, H> {
         Ok(Image {
             processes,
             zombies,
+            shared,
             descriptors,
         })
     }

@@ -9,6 +9,7 @@ use crate::descriptor::Tables;
 use crate::ids::InsidePid;
 use crate::memory::maps::Vma;
 use crate::memory::page_tree::PageTree;
+use crate::shared::SharedImage;
 use crate::task::TaskImage;
 use crate::thread::ThreadImage;
 
@@ -88,6 +89,8 @@ pub struct Image {
     pub processes: Vec<Arc<ProcessImage>>,
     /// Ended processes.
     pub zombies: Vec<ZombieImage>,
+    /// Memory that processes share.
+    pub shared: Vec<SharedImage>,
     /// Open files and everything else behind descriptors.
     pub descriptors: Tables,
 }

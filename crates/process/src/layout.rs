@@ -1,18 +1,39 @@
 //! Making the mappings of a process what an image says, by calls injected into it.
 
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+
 use crate::error::TraceError;
 use crate::ids::Addr;
 use crate::image::ProcessImage;
-use crate::inject::{self, Arg, Batch};
+use crate::inject::{self, Arg, Batch, pass};
 use crate::memory::PAGE;
 use crate::memory::maps::{self, Backing, Kind, Vma};
 use crate::memory::restore::{Change, layout_changes};
 use crate::memory::roots::Roots;
 use crate::restore::RestoreError;
+use crate::shared::{Key, SharedMemory};
 use crate::stop::Process;
 
 /// How often the mappings are compared again after having been changed: `brk` and stacks bring their own rules.
 const LAYOUT_ROUNDS: usize = 4;
+
+/// Where mappings get their files from, and how those that are there are named.
+pub struct Sources<'a> {
+    /// The mounts that have been the root.
+    pub roots: &'a Roots,
+    /// Shared memory.
+    pub shared: &'a SharedMemory,
+    /// Open files of shared memory.
+    pub files: &'a HashMap<Key, File>,
+}
+
+impl Sources<'_> {
+    fn normalize(&self, vmas: Vec<Vma>) -> Vec<Vma> {
+        self.shared.normalize(self.roots.normalize(vmas))
+    }
+}
 
 /// Moves the vDSO and its data to where the image has them; the kernel follows.
 pub fn move_kernel_mappings(process: &mut Process, wanted: &[Vma]) -> Result<(), RestoreError> {
@@ -100,7 +121,7 @@ pub fn restore(
     mut now: Vec<Vma>,
     wanted: &ProcessImage,
     fresh: bool,
-    roots: &Roots,
+    sources: &Sources<'_>,
 ) -> Result<Vec<(u64, u64)>, RestoreError> {
     let mut remapped = Vec::new();
     let mut set_up = !fresh;
@@ -109,13 +130,13 @@ pub fn restore(
         if changes.is_empty() {
             return Ok(remapped);
         }
-        apply_layout(process, &changes, wanted, set_up, &mut remapped)?;
+        apply_layout(process, &changes, wanted, set_up, sources, &mut remapped)?;
         if !set_up {
             describe(process, wanted)?;
             set_up = true;
         }
         let scratch = process.injector().0.scratch_range();
-        now = roots.normalize(maps::without(maps::read(process.pid())?, scratch));
+        now = sources.normalize(maps::without(maps::read(process.pid())?, scratch));
     }
     let left = layout_changes(&now, &wanted.vmas);
     if left.is_empty() {
@@ -177,6 +198,7 @@ fn apply_layout(
     changes: &[Change],
     wanted: &ProcessImage,
     set_up: bool,
+    sources: &Sources<'_>,
     remapped: &mut Vec<(u64, u64)>,
 ) -> Result<(), RestoreError> {
     let mut batch = Batch::new();
@@ -200,7 +222,7 @@ fn apply_layout(
             Change::Unmap { .. } => {}
             Change::Map(vma) => {
                 remapped.push((vma.start, vma.end));
-                let step = map(process, &mut batch, vma, &mut files)?;
+                let step = map(process, &mut batch, vma, sources, &mut files)?;
                 steps.push(step);
             }
             Change::Protect {
@@ -268,6 +290,7 @@ fn map(
     process: &mut Process,
     batch: &mut Batch,
     vma: &Vma,
+    sources: &Sources<'_>,
     files: &mut Vec<(Backing, u64)>,
 ) -> Result<Step, RestoreError> {
     let range = (vma.start, vma.end);
@@ -282,7 +305,7 @@ fn map(
         }
         Kind::PrivateFile(backing) => (
             libc::MAP_PRIVATE,
-            open_inside(process, backing, false, range, files)?.into(),
+            open_inside(process, backing, false, range, sources, files)?.into(),
             backing.offset,
         ),
         Kind::Shared(backing) => (
@@ -292,7 +315,7 @@ fn map(
                 backing,
                 i32::from(vma.protection) & libc::PROT_WRITE != 0,
                 range,
-                files,
+                sources, files,
             )?
             .into(),
             backing.offset,
@@ -327,11 +350,17 @@ fn open_inside(
     backing: &Backing,
     write: bool,
     range: (u64, u64),
+    sources: &Sources<'_>,
     files: &mut Vec<(Backing, u64)>,
 ) -> Result<u64, RestoreError> {
     let same = |other: &Backing| (other.device, other.inode) == (backing.device, backing.inode);
     if let Some((_, fd)) = files.iter().find(|(other, _)| same(other)) {
         return Ok(*fd);
+    }
+    if let Some(file) = sources.files.get(&(backing.device, backing.inode)) {
+        let fd = pass(process, file.as_fd())?;
+        files.push((backing.clone(), fd));
+        return Ok(fd);
     }
     let mut batch = Batch::new();
     let path = batch.input_str(backing.path.as_bytes());

@@ -18,6 +18,7 @@ pub mod plan;
 pub mod process;
 pub mod procfs;
 pub mod restore;
+pub mod shared;
 pub mod stop;
 pub mod survey;
 pub mod task;

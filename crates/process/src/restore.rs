@@ -1,5 +1,7 @@
 //! Making the processes of a stopped sandbox what an image says.
 
+use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,7 +18,9 @@ use crate::image::{Identity, Image, ProcessImage, Report};
 use crate::memory::PAGE;
 use crate::memory::maps::{self, Vma};
 use crate::memory::restore::page_changes;
+use crate::layout::Sources;
 use crate::plan::{self, Plan, PlanError, Present};
+use crate::shared::Key;
 use crate::stop::{Process, StopError};
 use crate::{create, inject, layout, task, thread, zombie};
 
@@ -80,6 +84,10 @@ impl<H: Host> Stopped<'_, H> {
         self.create(&plan, image)?;
         self.report.add("create", start.elapsed());
 
+        let start = Instant::now();
+        let files = self.restore_shared(image)?;
+        self.report.add("pages", start.elapsed());
+
         for wanted in &image.processes {
             let process = self.tree.by_inside(wanted.pid);
             let process = process.ok_or(RestoreError::NoParent {
@@ -87,7 +95,7 @@ impl<H: Host> Stopped<'_, H> {
                 parent: wanted.parent,
             })?;
             let fresh = !plan.keep.contains(&wanted.pid);
-            restore_process(self.engine, process, wanted, fresh, &mut self.report)?;
+            restore_process(self.engine, process, wanted, fresh, &files, &mut self.report)?;
         }
         let start = Instant::now();
         let Engine {
@@ -106,6 +114,20 @@ impl<H: Host> Stopped<'_, H> {
         self.report.add("descriptors", start.elapsed());
         self.engine.forget_others(&self.tree);
         Ok(())
+    }
+
+    /// Puts the content of shared memory back, before anybody is made to map it.
+    fn restore_shared(&mut self, image: &Image) -> Result<HashMap<Key, File>, RestoreError> {
+        let Engine { roots, shared, .. } = &mut *self.engine;
+        let mut mapped = Vec::new();
+        if !image.shared.is_empty() {
+            for process in &self.tree.processes {
+                let vmas = shared.normalize(roots.normalize(maps::read(process.pid())?));
+                mapped.push((process.pid(), vmas));
+            }
+        }
+        let mapped = mapped.iter().map(|(pid, vmas)| (*pid, vmas.as_slice()));
+        Ok(shared.restore(mapped, &image.shared)?)
     }
 
     fn plan(&mut self, image: &Image) -> Result<Plan, RestoreError> {
@@ -193,6 +215,7 @@ fn restore_process<H: Host>(
     process: &mut Process,
     wanted: &ProcessImage,
     fresh: bool,
+    files: &HashMap<Key, File>,
     report: &mut Report,
 ) -> Result<(), RestoreError> {
     let start = Instant::now();
@@ -207,7 +230,8 @@ fn restore_process<H: Host>(
     report.add("scan", start.elapsed());
 
     let start = Instant::now();
-    let remapped = layout::restore(process, scanned.vmas, wanted, fresh, &engine.roots)?;
+    let sources = Sources { roots: &engine.roots, shared: &engine.shared, files };
+    let remapped = layout::restore(process, scanned.vmas, wanted, fresh, &sources)?;
     engine.program_moved(process)?;
     let live = engine.live(process)?;
     live.tracker.register(&wanted.vmas)?;

@@ -9,8 +9,10 @@
 //! The mapping exists only while the process is stopped.
 
 mod batch;
+mod pass;
 
 pub use batch::{Arg, Batch, Buffer, CallId};
+pub use pass::pass;
 
 use deltabox_sys::process_vm;
 use rustix::io::Errno;
