@@ -107,14 +107,14 @@ fn get(path: &Path) -> Result<(), ApiError> {
     let failed = failed("read", path);
     let meta = std::fs::symlink_metadata(path).map_err(&failed)?;
     let mut tar = tar::Builder::new(io::BufWriter::with_capacity(1 << 18, io::stdout().lock()));
-    tar.follow_symlinks(false);
     // The root itself has no name.
-    let name = path.file_name().map_or_else(|| ".".into(), ToOwned::to_owned);
-    let packed = if meta.is_dir() {
-        tar.append_dir_all(&name, path)
-    } else {
-        tar.append_path_with_name(path, &name)
-    };
+    let name = path.file_name().map_or_else(|| ".".into(), Into::into);
+    let special = !(meta.is_dir() || meta.is_file() || meta.is_symlink());
+    if special {
+        let text = format!("{} in the sandbox is no file, directory or link", path.display());
+        return Err(ApiError::new(ErrorKind::Usage, text));
+    }
+    let packed = crate::pack::append(&mut tar, path.to_path_buf(), name, &mut |_| {});
     packed.and_then(|()| tar.into_inner()?.flush()).map_err(failed)
 }
 

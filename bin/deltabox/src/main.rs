@@ -8,6 +8,7 @@ mod cli;
 mod client;
 mod daemon;
 mod inside;
+mod pack;
 
 fn main() {
     let first = std::env::args_os().nth(1);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-use deltabox_layers::{SquashJob, Store};
+use deltabox_layers::{SquashJob, Store, Top};
 
 use crate::catalog::{Catalog, CheckpointRecord, SandboxRecord};
 use crate::engine::Kept;
@@ -144,23 +144,25 @@ impl Worker {
         } else {
             Ok(())
         };
-        for (
-            _,
-            Pending {
-                sandbox,
-                checkpoints,
-                handle,
-            },
-        ) in pending
-        {
+        for (_, pending) in pending {
+            let Pending { sandbox, mut checkpoints, handle } = pending;
+            self.measure(&mut checkpoints);
             let result = synced
                 .clone()
                 .and_then(|()| self.catalog.put(&sandbox, &checkpoints));
             if let Err(error) = &result {
                 tracing::error!(sandbox = %sandbox.name, %error, "checkpoints could not be made durable");
             }
-            let ids: Vec<_> = checkpoints.into_iter().map(|node| node.id).collect();
-            handle.submit(move |sandbox| sandbox.made_durable(&ids, &result));
+            handle.submit(move |sandbox| sandbox.made_durable(&checkpoints, &result));
+        }
+    }
+
+    /// Notes how much a layer holds. A snapshot shares what it holds, and counting it would read all of it.
+    fn measure(&self, checkpoints: &mut [CheckpointRecord]) {
+        for node in checkpoints {
+            if node.file_bytes.is_none() && matches!(node.frozen.top, Top::Layer(_)) {
+                node.file_bytes = self.store.measure(&node.frozen).ok().map(|size| size.bytes);
+            }
         }
     }
 }

@@ -270,7 +270,7 @@ impl Engine {
             let running = handle.call(|sandbox| Ok(sandbox.info().execs.len()))?;
             if running > 0 {
                 return Err(
-                    Error::conflict(format!("{running} commands run in sandbox {name}"))
+                    Error::conflict(format!("sandbox {name} runs {running} command{}", if running == 1 { "" } else { "s" }))
                         .hint("end them first, or remove it with --force"),
                 );
             }

@@ -3,7 +3,6 @@
 //! Names follow the rules of `cp -r`: into a directory that exists, to a new name otherwise. Files arrive with the
 //! receiver's ownership, and without set-user-id bits on the host: what is inside is not trusted outside.
 
-mod pack;
 mod unpack;
 
 use std::io::{self, IsTerminal};
@@ -109,7 +108,7 @@ fn copy_in(client: &Client, source: &str, name: &str, target: &str) -> Result<()
     let source = PathBuf::from(source);
     upload(client, name, directory, |body| {
         let mut tar = tar::Builder::new(body);
-        pack::append(&mut tar, source, PathBuf::from(entry))?;
+        crate::pack::append(&mut tar, source, PathBuf::from(entry), &mut |path| unpack::left_out(path))?;
         tar.into_inner()?.finish()
     })
 }

@@ -233,7 +233,8 @@ impl Session {
                 self.stdout.take()
             };
             let Some(pipe) = stream else { continue };
-            while let Ok(n @ 1..) = pipe.try_read(buffer) {
+            // Not `try_read`, which says that there is nothing while the runtime has not yet noticed that there is.
+            while let Ok(n @ 1..) = rustix::io::read(&pipe, &mut *buffer) {
                 self.send(output_event(error_stream, &buffer[..n])).await;
             }
         }

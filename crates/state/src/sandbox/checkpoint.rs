@@ -64,7 +64,7 @@ impl Sandbox {
             created_unix_ms: now_unix_ms(),
             sequence: self.next_sequence,
             frozen: frozen.files,
-            file_bytes: None,
+            file_bytes: (frozen.way == "unchanged").then_some(0),
             memory_bytes: frozen.memory_bytes,
             processes: frozen.processes.as_ref().map_or(0, ProcessState::len),
             process_state: frozen.processes,

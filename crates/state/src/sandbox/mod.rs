@@ -154,14 +154,13 @@ impl Sandbox {
     }
 
     /// Reported by the background worker after it synced and wrote (or failed to write) these checkpoints.
-    pub(crate) fn made_durable(&mut self, ids: &[CheckpointId], result: &Result<()>) {
-        for id in ids {
-            if result.is_ok()
-                && let Some(node) = self.tree.get_mut(id)
-            {
-                node.durable = true;
+    pub(crate) fn made_durable(&mut self, written: &[CheckpointRecord], result: &Result<()>) {
+        for record in written {
+            if let Some(node) = self.tree.get_mut(&record.id) {
+                node.durable = result.is_ok();
+                node.file_bytes = record.file_bytes;
             }
-            for reply in self.waiting.remove(id).unwrap_or_default() {
+            for reply in self.waiting.remove(&record.id).unwrap_or_default() {
                 reply(result.clone());
             }
         }

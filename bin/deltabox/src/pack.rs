@@ -1,15 +1,20 @@
-//! Making a tar of files of the host.
+//! Making a tar of files, on the host or inside a sandbox.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tar::{Builder, EntryType, Header};
 
-use super::unpack::left_out;
 
-/// Appends a file, a link, or a directory with everything in it, under the name `entry`.
-pub fn append(tar: &mut Builder<impl Write>, source: PathBuf, entry: PathBuf) -> io::Result<()> {
+/// Appends a file, a link, or a directory with everything in it, under the name `entry`. What is neither (sockets,
+/// FIFOs, devices) is told to `left_out`.
+pub fn append(
+    tar: &mut Builder<impl Write>,
+    source: PathBuf,
+    entry: PathBuf,
+    left_out: &mut dyn FnMut(&Path),
+) -> io::Result<()> {
     // A stack instead of recursion: directories may be nested deeper than a thread's stack.
     let mut pending = vec![(source, entry)];
     while let Some((source, entry)) = pending.pop() {
@@ -57,7 +62,9 @@ mod tests {
         std::os::unix::fs::symlink("/any/where", place.path().join("d/l")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(place.path().join("d/s")).unwrap();
         let mut tar = Builder::new(Vec::new());
-        append(&mut tar, place.path().join("d"), "renamed".into()).unwrap();
+        let mut left_out = Vec::new();
+        append(&mut tar, place.path().join("d"), "renamed".into(), &mut |path| left_out.push(path.to_owned())).unwrap();
+        assert_eq!(left_out, [place.path().join("d/s")]);
         let bytes = tar.into_inner().unwrap();
         let mut found = Vec::new();
         for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
