@@ -7,15 +7,15 @@
 use std::cell::OnceCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
-use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use deltabox_sys::kcmp;
-use rustix::fs::{AtFlags, Mode, OFlags, RawDir, Statx, StatxFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::error::{Error, making, reading};
+use super::fdinfo::{self, Entry};
 use super::tables::ObjectKey;
 use super::unix;
 use super::unix_queue::{self, Queued};
@@ -121,18 +121,6 @@ pub struct Changed {
     pub ctime: (i64, u32),
 }
 
-/// One descriptor as fdinfo shows it.
-struct Entry {
-    process: usize,
-    fd: i32,
-    close_on_exec: bool,
-    flags: u32,
-    pos: i64,
-    mount: u64,
-    ino: u64,
-    info: String,
-}
-
 impl Live {
     /// Reads the tables of all processes. Nothing is changed, and nothing is held open but the processes.
     ///
@@ -149,16 +137,23 @@ impl Live {
             network: None,
             queues: HashMap::new(),
         };
+        fdinfo::forget_others(members.iter().map(|member| member.pid));
         let mut entries = Vec::new();
+        let mut tables = Vec::with_capacity(members.len());
         for member in members {
-            live.add_process(member, &mut entries)?;
+            live.add_process(member, &mut tables, &mut entries)?;
         }
         live.group(entries)?;
         live.look_into_queues()?;
         Ok(live)
     }
 
-    fn add_process(&mut self, member: &Member, entries: &mut Vec<Entry>) -> Result<(), Error> {
+    fn add_process(
+        &mut self,
+        member: &Member,
+        tables: &mut Vec<usize>,
+        entries: &mut Vec<Entry>,
+    ) -> Result<(), Error> {
         let failed = |what: &'static str| move |e: Errno| reading(member.number, what, e);
         let pidfd = pidfd_open(member.pid, PidfdFlags::empty()).map_err(failed("a handle of the process"))?;
         let dir = rustix::fs::open(
@@ -168,7 +163,13 @@ impl Live {
         )
         .map_err(failed("its directory in /proc"))?;
         let position = self.processes.len();
-        let shared_with = self.shares_table_with(member)?;
+        let shared_with = match self.shares_table_with(tables, member)? {
+            Ok(owner) => Some(owner),
+            Err(place) => {
+                tables.insert(place, position);
+                None
+            }
+        };
         let mut odd_thread = None;
         for &thread in &member.threads {
             for resource in [kcmp::Resource::Files, kcmp::Resource::Fs] {
@@ -178,7 +179,7 @@ impl Live {
             }
         }
         if shared_with.is_none() {
-            read_entries(position, member.number, &dir, entries)?;
+            fdinfo::read_all(position, member.pid, &dir, entries).map_err(failed("its descriptors"))?;
         }
         self.processes.push(LiveProcess {
             pid: member.pid,
@@ -193,17 +194,23 @@ impl Live {
         Ok(())
     }
 
-    fn shares_table_with(&self, member: &Member) -> Result<Option<usize>, Error> {
-        for (position, other) in self.processes.iter().enumerate() {
-            if other.shared_with.is_none()
-                && compare(member.number, || {
-                    kcmp::tasks(member.pid, other.pid, kcmp::Resource::Files)
-                })? == Ordering::Equal
-            {
-                return Ok(Some(position));
+    /// Binary search among those that have a table of their own, in the kernel's order of tables: the process whose
+    /// table this one has too, or where in that order it belongs.
+    fn shares_table_with(&self, tables: &[usize], member: &Member) -> Result<Result<usize, usize>, Error> {
+        let (mut low, mut high) = (0, tables.len());
+        while low < high {
+            let middle = (low + high) / 2;
+            let other = self.processes[tables[middle]].pid;
+            let order = compare(member.number, || {
+                kcmp::tasks(member.pid, other, kcmp::Resource::Files)
+            })?;
+            match order {
+                Ordering::Equal => return Ok(Ok(tables[middle])),
+                Ordering::Less => high = middle,
+                Ordering::Greater => low = middle + 1,
             }
         }
-        Ok(None)
+        Ok(Err(low))
     }
 
     /// Finds out which descriptors share a description.
@@ -317,17 +324,8 @@ impl Live {
         let failed = |e: Errno| reading(number, "a queued descriptor", e);
         let own = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::open("/proc/self", own, Mode::empty()).map_err(failed)?;
-        let info = rustix::fs::openat(
-            &dir,
-            format!("fdinfo/{}", fd.as_raw_fd()),
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(failed)?;
-        let mut text = vec![0; 4096];
-        let len = read_whole(&info, &mut text).map_err(failed)?;
         let raw = fd.as_raw_fd();
-        let entry = parse(holder.0, raw, &text[..len]).ok_or_else(|| failed(Errno::INVAL))?;
+        let entry = fdinfo::read_one(holder.0, &dir, raw).map_err(failed)?;
         let me = rustix::process::getpid();
         for known in 0..self.descriptions.len() {
             let other = &self.descriptions[known];
@@ -490,95 +488,4 @@ pub(super) fn statx(dir: BorrowedFd<'_>, path: &str, flags: AtFlags) -> Result<S
 
 pub(super) fn device(attributes: &Statx) -> u64 {
     rustix::fs::makedev(attributes.stx_dev_major, attributes.stx_dev_minor)
-}
-
-fn read_entries(
-    process: usize,
-    number: InsidePid,
-    dir: &OwnedFd,
-    entries: &mut Vec<Entry>,
-) -> Result<(), Error> {
-    let failed = |e: Errno| reading(number, "its descriptors", e);
-    let fdinfo = rustix::fs::openat(
-        dir,
-        "fdinfo",
-        OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .map_err(failed)?;
-    let mut names = [const { MaybeUninit::<u8>::uninit() }; 8192];
-    let mut listing = RawDir::new(&fdinfo, &mut names);
-    let mut text = vec![0_u8; 4096];
-    while let Some(name) = listing.next() {
-        let name = name.map_err(failed)?;
-        let Some(fd) = name.file_name().to_str().ok().and_then(|n| n.parse::<i32>().ok()) else {
-            continue;
-        };
-        let file = rustix::fs::openat(
-            &fdinfo,
-            name.file_name(),
-            OFlags::RDONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(failed)?;
-        let len = read_whole(&file, &mut text).map_err(failed)?;
-        let entry = parse(process, fd, &text[..len]).ok_or_else(|| failed(Errno::INVAL))?;
-        entries.push(entry);
-    }
-    Ok(())
-}
-
-/// Reads a file of `/proc` whole, growing the buffer as needed; a short read is its end.
-fn read_whole(file: &OwnedFd, buffer: &mut Vec<u8>) -> Result<usize, Errno> {
-    let mut len = 0;
-    loop {
-        let room = buffer.len() - len;
-        let n = rustix::io::read(file, &mut buffer[len..])?;
-        len += n;
-        if n == 0 || n < room {
-            return Ok(len);
-        }
-        buffer.resize(buffer.len() * 2, 0);
-    }
-}
-
-fn parse(process: usize, fd: i32, text: &[u8]) -> Option<Entry> {
-    let text = std::str::from_utf8(text).ok()?;
-    let mut lines = text.splitn(5, '\n');
-    let mut value = |name: &str| lines.next()?.strip_prefix(name)?.strip_prefix(':').map(str::trim);
-    let pos = value("pos")?.parse().ok()?;
-    let flags = u32::from_str_radix(value("flags")?, 8).ok()?;
-    let mount = value("mnt_id")?.parse().ok()?;
-    let ino = value("ino")?.parse().ok()?;
-    let info = lines.next().unwrap_or("").to_owned();
-    let close_on_exec = flags & libc::O_CLOEXEC as u32 != 0;
-    Some(Entry {
-        process,
-        fd,
-        close_on_exec,
-        flags: flags & !(libc::O_CLOEXEC as u32),
-        pos,
-        mount,
-        ino,
-        info,
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn fdinfo_is_parsed() {
-        let entry = parse(
-            3,
-            7,
-            b"pos:\t12\nflags:\t02000002\nmnt_id:\t17\nino:\t1038\neventfd-count: 3\n",
-        )
-        .unwrap();
-        assert_eq!((entry.process, entry.fd, entry.pos, entry.flags), (3, 7, 12, 2));
-        assert_eq!((entry.mount, entry.ino, entry.close_on_exec), (17, 1038, true));
-        assert_eq!(entry.info, "eventfd-count: 3\n");
-        assert!(parse(0, 0, b"pos:\t1\n").is_none());
-    }
 }

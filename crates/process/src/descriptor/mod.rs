@@ -19,6 +19,7 @@ pub mod epoll;
 mod error;
 pub mod eventfd;
 pub mod external;
+mod fdinfo;
 pub mod fifo;
 pub mod inotify;
 mod late;
