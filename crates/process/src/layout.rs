@@ -203,6 +203,10 @@ fn apply_layout(
 ) -> Result<(), RestoreError> {
     let mut batch = Batch::new();
     let mut steps = Vec::new();
+    if set_up {
+        // A heap that has grown has to shrink while it is still mapped, or the kernel keeps its end where it is.
+        batch.call(libc::SYS_brk, &[wanted.task.layout.words[5].into()]);
+    }
     for change in changes {
         if let Change::Unmap { start, end } = change {
             let call = batch.call(libc::SYS_munmap, &[(*start).into(), (end - start).into()]);
@@ -216,7 +220,7 @@ fn apply_layout(
     if set_up {
         batch.call(libc::SYS_brk, &[wanted.task.layout.words[5].into()]);
     }
-    let mut files: Vec<(Backing, u64)> = Vec::new();
+    let mut files: Vec<(Backing, bool, u64)> = Vec::new();
     for change in changes {
         match change {
             Change::Unmap { .. } => {}
@@ -267,7 +271,7 @@ fn apply_layout(
             }
         }
     }
-    for (_, fd) in &files {
+    for (_, _, fd) in &files {
         batch.call(libc::SYS_close, &[(*fd).into()]);
     }
     process.run(&mut batch)?;
@@ -291,7 +295,7 @@ fn map(
     batch: &mut Batch,
     vma: &Vma,
     sources: &Sources<'_>,
-    files: &mut Vec<(Backing, u64)>,
+    files: &mut Vec<(Backing, bool, u64)>,
 ) -> Result<Step, RestoreError> {
     let range = (vma.start, vma.end);
     let (flags, fd, offset): (i32, Arg, u64) = match &vma.kind {
@@ -310,11 +314,7 @@ fn map(
         ),
         Kind::Shared(backing) => (
             libc::MAP_SHARED,
-            open_inside(
-                process,
-                backing,
-                i32::from(vma.protection) & libc::PROT_WRITE != 0,
-                range,
+            open_inside(process, backing, true, range,
                 sources, files,
             )?
             .into(),
@@ -351,38 +351,40 @@ fn open_inside(
     write: bool,
     range: (u64, u64),
     sources: &Sources<'_>,
-    files: &mut Vec<(Backing, u64)>,
+    files: &mut Vec<(Backing, bool, u64)>,
 ) -> Result<u64, RestoreError> {
-    let same = |other: &Backing| (other.device, other.inode) == (backing.device, backing.inode);
-    if let Some((_, fd)) = files.iter().find(|(other, _)| same(other)) {
+    let same = |other: &Backing, mode: bool| {
+        (other.device, other.inode, mode) == (backing.device, backing.inode, write)
+    };
+    if let Some((_, _, fd)) = files.iter().find(|(other, mode, _)| same(other, *mode)) {
         return Ok(*fd);
     }
     if let Some(file) = sources.files.get(&(backing.device, backing.inode)) {
         let fd = pass(process, file.as_fd())?;
-        files.push((backing.clone(), fd));
+        files.push((backing.clone(), write, fd));
         return Ok(fd);
     }
     let mut batch = Batch::new();
     let path = batch.input_str(backing.path.as_bytes());
-    let mode = if write { libc::O_RDWR } else { libc::O_RDONLY };
-    let open = batch.call(
-        libc::SYS_openat,
-        &[
-            libc::AT_FDCWD.into(),
-            path.into(),
-            (mode | libc::O_CLOEXEC).into(),
-        ],
-    );
+    // A shared mapping that is only read now may be made writable later, if its file was opened for that.
+    let wanted = if write { libc::O_RDWR } else { libc::O_RDONLY };
+    let calls = [wanted, libc::O_RDONLY].map(|mode| {
+        batch.call(libc::SYS_openat, &[libc::AT_FDCWD.into(), path.into(), (mode | libc::O_CLOEXEC).into()])
+    });
     process.run(&mut batch)?;
     let (start, end) = range;
-    let fd = batch.result(open).map_err(|errno| RestoreError::Mapping {
+    let [first, second] = calls.map(|call| batch.result(call));
+    if let (Ok(_), Ok(spare)) = (first, second) {
+        let _ = process.call(libc::SYS_close, &[spare.into()])?;
+    }
+    let fd = first.or(second).map_err(|errno| RestoreError::Mapping {
         pid: process.inside(),
         what: "open the file of",
         start,
         end,
         errno,
     })?;
-    files.push((backing.clone(), fd));
+    files.push((backing.clone(), write, fd));
     Ok(fd)
 }
 

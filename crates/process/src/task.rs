@@ -1,6 +1,5 @@
 //! What a process has besides memory, threads and descriptors: signal actions, timers, limits, settings.
 
-use rustix::process::{Resource, Rlimit, prlimit};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TraceError;
@@ -74,8 +73,8 @@ pub struct TaskImage {
     pub interval_timers: Vec<Vec<u8>>,
     /// POSIX timers.
     pub timers: Vec<PosixTimer>,
-    /// Soft and hard limits in the order of the kernel's numbers.
-    pub limits: Vec<(Option<u64>, Option<u64>)>,
+    /// Soft and hard limits (`struct rlimit64`) in the order of the kernel's numbers.
+    pub limits: Vec<Vec<u8>>,
     /// File mode creation mask.
     pub umask: u32,
     /// `personality(2)`.
@@ -115,24 +114,10 @@ const SETTINGS: [(i32, i32, Answer); 6] = [
     (libc::PR_MCE_KILL_GET, libc::PR_MCE_KILL, Answer::Returned),
 ];
 
-const RESOURCES: [Resource; 16] = [
-    Resource::Cpu,
-    Resource::Fsize,
-    Resource::Data,
-    Resource::Stack,
-    Resource::Core,
-    Resource::Rss,
-    Resource::Nproc,
-    Resource::Nofile,
-    Resource::Memlock,
-    Resource::As,
-    Resource::Locks,
-    Resource::Sigpending,
-    Resource::Msgqueue,
-    Resource::Nice,
-    Resource::Rtprio,
-    Resource::Rttime,
-];
+/// Number of resource limits (`RLIM_NLIMITS`).
+const RESOURCES: usize = 16;
+/// `sizeof(struct rlimit64)`.
+const LIMIT_SIZE: usize = 16;
 
 struct Questions {
     actions: Vec<(i32, Buffer)>,
@@ -142,6 +127,7 @@ struct Questions {
     securebits: CallId,
     settings: Vec<(CallId, Buffer)>,
     posix: Vec<Buffer>,
+    limits: Vec<Buffer>,
 }
 
 fn ask(batch: &mut Batch, signals: u64, timers: &[PosixTimer]) -> Questions {
@@ -174,6 +160,13 @@ fn ask(batch: &mut Batch, signals: u64, timers: &[PosixTimer]) -> Questions {
             (batch.call(libc::SYS_prctl, &[get.into(), target]), stored)
         })
         .collect();
+    let limits = (0..RESOURCES)
+        .map(|number| {
+            let limit = batch.output(LIMIT_SIZE);
+            batch.call(libc::SYS_prlimit64, &[0.into(), number.into(), 0.into(), limit.into()]);
+            limit
+        })
+        .collect();
     let posix = timers
         .iter()
         .map(|timer| {
@@ -190,6 +183,7 @@ fn ask(batch: &mut Batch, signals: u64, timers: &[PosixTimer]) -> Questions {
         securebits,
         settings,
         posix,
+        limits,
     }
 }
 
@@ -237,9 +231,7 @@ pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
             .map(|&timer| batch.bytes(timer).to_vec())
             .collect(),
         timers,
-        limits: (0..RESOURCES.len())
-            .map(|number| limit(pid, number))
-            .collect::<Result<_, _>>()?,
+        limits: asked.limits.iter().map(|&limit| batch.bytes(limit).to_vec()).collect(),
         umask: status.umask,
         personality: batch.result(asked.personality).unwrap_or(0),
         settings: settings.collect(),
@@ -268,12 +260,6 @@ fn credentials(status: &procfs::Status, securebits: u64) -> Credentials {
 #[must_use]
 pub fn same_identity(image: &Credentials, status: &procfs::Status) -> bool {
     credentials(status, image.securebits) == *image
-}
-
-/// The limit with the kernel's `number`, which is its place in [`RESOURCES`].
-fn limit(pid: HostPid, number: usize) -> Result<(Option<u64>, Option<u64>), TraceError> {
-    deltabox_sys::process_vm::resource_limits(pid.pid(), number as u32)
-        .map_err(|source| procfs::failed(pid, "limits", source))
 }
 
 /// `/proc/PID/timers`, without the remaining times.
@@ -392,7 +378,6 @@ pub fn stat(pid: HostPid) -> Result<Stat, TraceError> {
 
 /// Makes a live process what `image` says, except for what [`same_identity`] covers.
 pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceError> {
-    restore_limits(process, image)?;
     let status = process.status().clone();
     let live_timers = posix_timers(process)?;
     let mut batch = Batch::new();
@@ -409,6 +394,10 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
         {
             thread.tracee.block_traps()?;
         }
+    }
+    for (number, limit) in image.limits.iter().enumerate() {
+        let limit = batch.input(limit);
+        batch.call(libc::SYS_prlimit64, &[0.into(), number.into(), limit.into(), 0.into()]);
     }
     set_actions(&mut batch, &status, image);
     for (which, setting) in image.interval_timers.iter().enumerate() {
@@ -509,28 +498,6 @@ fn set_timers(batch: &mut Batch, live: &[PosixTimer], wanted: &[PosixTimer]) {
             &[timer.id.into(), 0.into(), setting.into(), 0.into()],
         );
     }
-}
-
-fn restore_limits(process: &Process, image: &TaskImage) -> Result<(), TraceError> {
-    let pid = process.pid();
-    for (number, (&resource, &(soft, hard))) in RESOURCES.iter().zip(&image.limits).enumerate() {
-        if limit(pid, number)? != (soft, hard) {
-            prlimit(
-                Some(pid.pid()),
-                resource,
-                Rlimit {
-                    current: soft,
-                    maximum: hard,
-                },
-            )
-            .map_err(|errno| TraceError::Request {
-                tid: pid,
-                what: "set a resource limit of",
-                source: errno.into(),
-            })?;
-        }
-    }
-    Ok(())
 }
 
 fn restore_oom_score(pid: HostPid, score: i32) -> Result<(), TraceError> {

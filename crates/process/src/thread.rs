@@ -195,7 +195,8 @@ pub fn capture(process: &mut Process, place: usize) -> Result<ThreadImage, Trace
     let thread = &mut process.threads[place];
     let tid = thread.inside;
     let xstate = thread.tracee.xstate()?;
-    let context = thread.tracee.context()?;
+    let mut context = thread.tracee.context()?.clone();
+    name_restarted_call(process, &mut context.regs);
     let affinity_size = batch.result(asked.affinity_size).unwrap_or(0) as usize;
     Ok(ThreadImage {
         tid,
@@ -324,13 +325,37 @@ fn set_up(batch: &mut Batch, image: &ThreadImage) {
     batch.call(libc::SYS_sched_setattr, &[0.into(), scheduling.into(), 0.into()]);
 }
 
+/// A call that has been interrupted and restarted before goes by the number of `restart_syscall`, which means nothing
+/// at another moment. What it was is in the program's code: the instruction that loaded the number.
+fn name_restarted_call(process: &Process, regs: &mut UserRegs) {
+    /// Bytes before the system call that are searched.
+    const BEFORE: usize = 48;
+    const RESTARTED: [i64; 5] =
+        [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_futex, libc::SYS_epoll_wait];
+    if regs.orig_rax != libc::SYS_restart_syscall.cast_unsigned() {
+        return;
+    }
+    let mut code = [0; BEFORE];
+    if process.read(Addr(regs.rip.wrapping_sub(BEFORE as u64)), &mut code).is_err() {
+        return;
+    }
+    // mov eax, number
+    let loads = code.windows(5).rev().filter(|bytes| bytes[0] == 0xb8);
+    let numbers = loads.filter_map(|bytes| bytes[1..].first_chunk().map(|four| u32::from_le_bytes(*four)));
+    if let Some(number) = numbers.map(i64::from).find(|number| RESTARTED.contains(number)) {
+        regs.orig_rax = number.cast_unsigned();
+    }
+}
+
 /// The kernel keeps the rest of an interrupted sleep or poll with a time limit (`ERESTART_RESTARTBLOCK`) to itself, and
 /// what it keeps for the live thread belongs to another moment. The call is made again instead: in full, like the
 /// clock, which does not go back either. If a signal handler runs first it ends with `EINTR`, as it would have.
 fn restart(regs: &mut UserRegs) {
     const ERESTARTNOHAND: i64 = 514;
     const ERESTART_RESTARTBLOCK: i64 = 516;
-    if regs.orig_rax.cast_signed() >= 0 && regs.rax.cast_signed() == -ERESTART_RESTARTBLOCK {
-        regs.rax = (-ERESTARTNOHAND).cast_unsigned();
+    if regs.orig_rax.cast_signed() < 0 || regs.rax.cast_signed() != -ERESTART_RESTARTBLOCK {
+        return;
     }
+    let unknown = regs.orig_rax == libc::SYS_restart_syscall.cast_unsigned();
+    regs.rax = if unknown { -i64::from(libc::EINTR) } else { -ERESTARTNOHAND }.cast_unsigned();
 }

@@ -233,6 +233,9 @@ impl Tracee {
             match read() {
                 Ok(mut context) => {
                     leave_critical_section(self.tid, &mut context);
+                    if make_restartable(&mut context.regs) {
+                        self.disturbed = true;
+                    }
                     self.context = Some(context);
                 }
                 Err(source) => {
@@ -686,6 +689,42 @@ fn pending(tid: HostPid, queue: Queue) -> io::Result<Vec<RawSiginfo>> {
         }
         limit *= 8;
     }
+}
+
+/// Some calls end with `EINTR` when a thread is only stopped and let go on (signal(7), "Interruption of system calls
+/// by stop signals"). Nobody may notice that: they are made to restart instead, unless a signal handler runs. Returns
+/// whether something was changed.
+fn make_restartable(regs: &mut UserRegs) -> bool {
+    const ERESTARTNOHAND: i64 = 514;
+    const CALLS: [i64; 20] = [
+        libc::SYS_epoll_wait,
+        libc::SYS_epoll_pwait,
+        libc::SYS_epoll_pwait2,
+        libc::SYS_semop,
+        libc::SYS_semtimedop,
+        libc::SYS_rt_sigtimedwait,
+        libc::SYS_io_getevents,
+        // Sockets with a time limit (SO_RCVTIMEO, SO_SNDTIMEO).
+        libc::SYS_read,
+        libc::SYS_readv,
+        libc::SYS_write,
+        libc::SYS_writev,
+        libc::SYS_accept,
+        libc::SYS_accept4,
+        libc::SYS_connect,
+        libc::SYS_recvfrom,
+        libc::SYS_recvmsg,
+        libc::SYS_recvmmsg,
+        libc::SYS_sendto,
+        libc::SYS_sendmsg,
+        libc::SYS_sendmmsg,
+    ];
+    let interrupted = regs.rax.cast_signed() == -i64::from(libc::EINTR);
+    if !interrupted || !CALLS.contains(&regs.orig_rax.cast_signed()) {
+        return false;
+    }
+    regs.rax = (-ERESTARTNOHAND).cast_unsigned();
+    true
 }
 
 /// A thread that was stopped inside of a restartable sequence continues at its abort handler, as the kernel would have
