@@ -5,6 +5,7 @@
 //! processes is a [`Host`]; one OS thread owns an engine, because ptrace belongs to a thread.
 
 pub mod create;
+pub mod credentials;
 pub mod descriptor;
 pub mod engine;
 pub mod error;

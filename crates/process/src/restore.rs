@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{Signal, kill_process};
 use thiserror::Error;
 
+use crate::credentials::Seen;
 use crate::descriptor::{self, Environment};
 use crate::engine::{Engine, Stopped, parent_of};
 use crate::error::TraceError;
@@ -22,7 +23,7 @@ use crate::layout::Sources;
 use crate::plan::{self, Plan, PlanError, Present};
 use crate::shared::Key;
 use crate::stop::{Process, StopError};
-use crate::{create, inject, layout, task, thread, zombie};
+use crate::{create, credentials, inject, layout, task, thread, zombie};
 
 /// Why a restore did not succeed.
 #[derive(Debug, Error)]
@@ -139,7 +140,7 @@ impl<H: Host> Stopped<'_, H> {
                 .iter()
                 .find(|wanted| wanted.pid == process.inside());
             let same =
-                |wanted: &Arc<ProcessImage>| task::same_identity(&wanted.task.credentials, process.status());
+                |wanted: &Arc<ProcessImage>| Seen::of(process.status()) == wanted.task.credentials.seen;
             let identity = self.engine.identity(process.pid())?;
             present.push(Present {
                 pid: process.inside(),
@@ -254,6 +255,9 @@ fn restore_process<H: Host>(
     report.add("pages", start.elapsed());
 
     let start = Instant::now();
+    if fresh {
+        credentials::restore(process, &wanted.task.credentials)?;
+    }
     process.create_threads(&mut engine.host, &tids)?;
     task::restore(process, &wanted.task)?;
     for (place, image) in wanted.threads.iter().enumerate() {

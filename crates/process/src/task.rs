@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::credentials::{self, Credentials};
 use crate::error::TraceError;
 use crate::ids::{HostPid, InsidePid};
 use crate::inject::{Arg, Batch, Buffer, CallId};
@@ -33,25 +34,6 @@ pub struct PosixTimer {
     pub thread: InsidePid,
     /// Interval and remaining time (`struct itimerspec`).
     pub setting: Vec<u8>,
-}
-
-/// Who a process is; all ids in the engine's user namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Credentials {
-    /// Real, effective, saved, filesystem user.
-    pub uids: [u32; 4],
-    /// The same of the group.
-    pub gids: [u32; 4],
-    /// Supplementary groups.
-    pub groups: Vec<u32>,
-    /// Inheritable, permitted, effective, bounding, ambient capabilities.
-    pub capabilities: [u64; 5],
-    /// `no_new_privs`.
-    pub no_new_privs: bool,
-    /// Seccomp mode and number of filters.
-    pub seccomp: (u32, u32),
-    /// `PR_GET_SECUREBITS`.
-    pub securebits: u64,
 }
 
 /// Where the program's parts are in memory (`struct prctl_mm_map` without the auxiliary vector and the exe link).
@@ -124,13 +106,15 @@ struct Questions {
     timers: [Buffer; 3],
     personality: CallId,
     brk: CallId,
-    securebits: CallId,
+    credentials: credentials::Questions,
     settings: Vec<(CallId, Buffer)>,
     posix: Vec<Buffer>,
     limits: Vec<Buffer>,
 }
 
-fn ask(batch: &mut Batch, signals: u64, timers: &[PosixTimer]) -> Questions {
+fn ask(batch: &mut Batch, status: &procfs::Status, timers: &[PosixTimer]) -> Questions {
+    let signals = status.ignored | status.caught;
+    let credentials = credentials::ask(batch, status);
     let mut actions = Vec::new();
     for signal in (1..=SIGNALS).filter(|signal| signals & (1 << (signal - 1)) != 0) {
         let action = batch.output(ACTION_SIZE);
@@ -147,7 +131,6 @@ fn ask(batch: &mut Batch, signals: u64, timers: &[PosixTimer]) -> Questions {
     });
     let personality = batch.call(libc::SYS_personality, &[0xffff_ffffu32.into()]);
     let brk = batch.call(libc::SYS_brk, &[]);
-    let securebits = batch.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
     let settings = SETTINGS
         .iter()
         .map(|&(get, _, how)| {
@@ -180,7 +163,7 @@ fn ask(batch: &mut Batch, signals: u64, timers: &[PosixTimer]) -> Questions {
         timers: interval_timers,
         personality,
         brk,
-        securebits,
+        credentials,
         settings,
         posix,
         limits,
@@ -193,7 +176,7 @@ pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
     let status = process.status().clone();
     let mut timers = posix_timers(process)?;
     let mut batch = Batch::new();
-    let asked = ask(&mut batch, status.ignored | status.caught, &timers);
+    let asked = ask(&mut batch, &status, &timers);
     process.run(&mut batch)?;
     for (timer, setting) in timers.iter_mut().zip(&asked.posix) {
         timer.setting = batch.bytes(*setting).to_vec();
@@ -212,6 +195,7 @@ pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
         });
     let mut layout = stat(pid)?.layout;
     layout.words[5] = batch.result(asked.brk).unwrap_or(0);
+    let credentials = credentials::answers(process, &batch, &asked.credentials)?;
     let context = process
         .threads
         .first_mut()
@@ -239,27 +223,9 @@ pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
             .trim()
             .parse()
             .unwrap_or(0),
-        credentials: credentials(&status, batch.result(asked.securebits).unwrap_or(0)),
+        credentials,
         layout,
     })
-}
-
-fn credentials(status: &procfs::Status, securebits: u64) -> Credentials {
-    Credentials {
-        uids: status.uids,
-        gids: status.gids,
-        groups: status.groups.clone(),
-        capabilities: status.capabilities,
-        no_new_privs: status.no_new_privs,
-        seccomp: (status.seccomp, status.seccomp_filters),
-        securebits,
-    }
-}
-
-/// Whether the process still is who it was: nothing that cannot be undone by itself has changed.
-#[must_use]
-pub fn same_identity(image: &Credentials, status: &procfs::Status) -> bool {
-    credentials(status, image.securebits) == *image
 }
 
 /// `/proc/PID/timers`, without the remaining times.
@@ -376,7 +342,7 @@ pub fn stat(pid: HostPid) -> Result<Stat, TraceError> {
     })
 }
 
-/// Makes a live process what `image` says, except for what [`same_identity`] covers.
+/// Makes a live process what `image` says, except for its credentials.
 pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceError> {
     let status = process.status().clone();
     let live_timers = posix_timers(process)?;

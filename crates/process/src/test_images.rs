@@ -1,9 +1,10 @@
 //! Images for unit tests.
 
+use crate::credentials::Credentials;
 use crate::ids::InsidePid;
 use crate::image::{Identity, Place, ProcessImage};
 use crate::memory::page_tree::PageTree;
-use crate::task::{Credentials, MemoryLayout, TaskImage};
+use crate::task::{MemoryLayout, TaskImage};
 
 /// A process with nothing in it.
 pub(crate) fn process(pid: i32, parent: i32, session: i32) -> ProcessImage {
@@ -11,15 +12,6 @@ pub(crate) fn process(pid: i32, parent: i32, session: i32) -> ProcessImage {
         path: b"/bin/true".to_vec(),
         device: 0,
         inode: 0,
-    };
-    let credentials = Credentials {
-        uids: [0; 4],
-        gids: [0; 4],
-        groups: Vec::new(),
-        capabilities: [0; 5],
-        no_new_privs: false,
-        seccomp: (0, 0),
-        securebits: 0,
     };
     let task = TaskImage {
         actions: Vec::new(),
@@ -31,7 +23,7 @@ pub(crate) fn process(pid: i32, parent: i32, session: i32) -> ProcessImage {
         personality: 0,
         settings: Vec::new(),
         oom_score_adj: 0,
-        credentials,
+        credentials: Credentials::default(),
         layout: MemoryLayout::default(),
     };
     ProcessImage {

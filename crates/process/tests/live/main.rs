@@ -1,6 +1,7 @@
 //! Checkpoints and rollbacks of real programs, in a small PID namespace of their own.
 
 mod in_place;
+mod measure;
 mod probes;
 mod sandbox;
 mod tree;
