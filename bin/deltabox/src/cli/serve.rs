@@ -5,6 +5,7 @@ use deltabox_api::{ApiError, ErrorKind};
 use deltabox_state::StoreChoice;
 
 use super::failure::Outcome;
+use super::units::parse_size;
 use crate::client::Home;
 use crate::daemon::{ServeOptions, serve};
 
@@ -17,6 +18,9 @@ pub struct Args {
     /// Empty sandboxes kept ready
     #[arg(long, value_name = "N")]
     pool: Option<usize>,
+    /// Size of the store's image when it is made; it is sparse
+    #[arg(long, hide = true, value_name = "SIZE", value_parser = parse_size)]
+    store_size: Option<u64>,
     /// Detach from the caller's session; how commands start the daemon
     #[arg(long, hide = true)]
     background: bool,
@@ -51,6 +55,7 @@ pub fn run(args: &Args) -> Outcome {
             Store::Xfs => StoreChoice::Xfs,
             Store::Directory => StoreChoice::Directory,
         },
+        store_bytes: args.store_size,
         pool_size: args.pool,
     })?;
     Ok(0)

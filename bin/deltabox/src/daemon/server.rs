@@ -10,6 +10,7 @@ use deltabox_api::{ApiError, ErrorKind};
 use deltabox_state::{Engine, EngineConfig, StoreChoice};
 use rustix::fs::FlockOperation;
 use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::UnshareFlags;
 use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -23,6 +24,8 @@ use super::routes;
 pub struct ServeOptions {
     pub home: PathBuf,
     pub store: StoreChoice,
+    /// Size of a store image that has to be made.
+    pub store_bytes: Option<u64>,
     pub pool_size: Option<usize>,
 }
 
@@ -42,8 +45,10 @@ pub fn serve(options: ServeOptions) -> Result<(), ApiError> {
     let _lock = lock(&home)?;
     // Before any thread exists: mounts of this daemon are nobody else's business and end with it.
     isolate_mounts()?;
+    raise_descriptor_limit();
     let mut config = EngineConfig::new(home.clone(), own_program()?);
     config.store = options.store;
+    config.store_image_bytes = options.store_bytes.unwrap_or(config.store_image_bytes);
     config.pool_size = options.pool_size.unwrap_or(config.pool_size);
     let engine = Engine::open(config).map_err(deltabox_state::Error::into_api)?;
     let daemon = Arc::new(Daemon {
@@ -139,6 +144,14 @@ fn lock(home: &Path) -> Result<File, ApiError> {
         .hint("stop it with `deltabox stop`, or set another DELTABOX_HOME")
     })?;
     Ok(file)
+}
+
+/// Each sandbox takes some ten descriptors, and more while it is stopped for a checkpoint.
+fn raise_descriptor_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // The soft limit may always be raised to the hard one (man 2 getrlimit); if not, it stays as it was.
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 fn isolate_mounts() -> Result<(), ApiError> {
