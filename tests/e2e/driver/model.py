@@ -117,6 +117,7 @@ def main():
         except (Failed, Timeout, Ended) as e:
             mismatches += 1
             print(f"FAILED at operation {done}, after: {'; '.join(history[-8:])}\n  {e}\n{sandbox.describe()}")
+            print("end of the daemon's log:", *box.log().splitlines()[-6:], sep="\n  ")
         sandbox.remove()
         if mismatches and not args.keep_going or mismatches >= 20:
             break
