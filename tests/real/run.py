@@ -17,7 +17,7 @@ import traceback
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "e2e/driver"), str(HERE)]
 
-from dbx import Deltabox, Ended, Failed, Timeout  # noqa: E402
+from dbx import Deltabox, Ended, Failed, Timeout, scratch  # noqa: E402
 import selftest  # noqa: E402
 
 EXTRAS = pathlib.Path(os.environ.get("REAL_EXTRAS", "/nonexistent"))
@@ -703,7 +703,7 @@ def main():
         for n, f in TESTS.items():
             print(f"{n:16} {f.__doc__}")
         return 0
-    tools = pathlib.Path(tempfile.mkdtemp(prefix="real"))
+    tools = scratch("real")
     ok, text = selftest.build("tools/kill_all_but", tools)
     if not ok:
         sys.exit(text)

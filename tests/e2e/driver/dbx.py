@@ -34,6 +34,13 @@ class Ended(Exception):
     """The command at the other end is gone."""
 
 
+def scratch(prefix):
+    """A directory that goes with this program."""
+    path = tempfile.mkdtemp(prefix=prefix)
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return pathlib.Path(path)
+
+
 def find_binary():
     if path := os.environ.get("DELTABOX_BIN"):
         return pathlib.Path(path)

@@ -11,13 +11,11 @@ Usage: model.py [--operations N] [--seed S] [--keep-going] [--without "sockets s
 import argparse
 import difflib
 import os
-import pathlib
 import random
 import sys
-import tempfile
 import time
 
-from dbx import Deltabox, Ended, Failed, Timeout
+from dbx import Deltabox, Ended, Failed, Timeout, scratch
 import selftest
 
 STEPS_MAX = 12
@@ -68,7 +66,7 @@ def main():
     args = parser.parse_args()
     print(f"seed {args.seed}, {args.operations} operations", flush=True)
     rng = random.Random(args.seed)
-    binaries = pathlib.Path(tempfile.mkdtemp(prefix="model"))
+    binaries = scratch("model")
     for name in ("model/model", "tools/kill_all_but"):
         ok, text = selftest.build(name, binaries)
         if not ok:

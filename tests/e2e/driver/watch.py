@@ -6,12 +6,10 @@ Usage: watch.py [--checkpoints N]
 
 import argparse
 import os
-import pathlib
 import sys
-import tempfile
 import time
 
-from dbx import Deltabox, Failed
+from dbx import Deltabox, Failed, scratch
 import probes
 import selftest
 
@@ -20,7 +18,7 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--checkpoints", type=int, default=int(os.environ.get("WATCH_CHECKPOINTS", "1000")))
     args = parser.parse_args()
-    binaries = pathlib.Path(tempfile.mkdtemp(prefix="watch"))
+    binaries = scratch("watch")
     errors = selftest.build_all(binaries, ["watcher"])
     ok, text = selftest.build("tools/kill_all_but", binaries)
     if errors or not ok:
