@@ -275,10 +275,7 @@ impl Engine {
                 );
             }
         }
-        self.sandboxes
-            .lock()
-            .expect("not poisoned")
-            .insert(name.to_owned(), Slot::Busy);
+        self.reserve_removal(name, &handle)?;
         let result = self.remove_reserved(&handle);
         let mut sandboxes = self.sandboxes.lock().expect("not poisoned");
         match &result {
@@ -286,6 +283,18 @@ impl Engine {
             Err(_) => drop(sandboxes.insert(name.to_owned(), Slot::Ready(handle))),
         }
         result
+    }
+
+    /// Takes the name for the removal of this very sandbox: whoever else removes it at the same time is refused.
+    fn reserve_removal(&self, name: &str, handle: &Handle) -> Result<()> {
+        let mut sandboxes = self.sandboxes.lock().expect("not poisoned");
+        match sandboxes.get_mut(name) {
+            Some(slot) if matches!(&*slot, Slot::Ready(other) if other.id() == handle.id()) => {
+                *slot = Slot::Busy;
+                Ok(())
+            }
+            _ => Err(Error::conflict(format!("sandbox {name} is being removed"))),
+        }
     }
 
     fn remove_reserved(&self, handle: &Handle) -> Result<()> {
