@@ -107,7 +107,14 @@ pub(crate) fn ask(batch: &mut Batch, status: &Status) -> Questions {
     let groups = batch.output(count * 4);
     batch.call(libc::SYS_getgroups, &[count.into(), groups.into()]);
     let securebits = batch.call(libc::SYS_prctl, &[libc::PR_GET_SECUREBITS.into()]);
-    Questions { uids, gids, fsuid, fsgid, groups, securebits }
+    Questions {
+        uids,
+        gids,
+        fsuid,
+        fsgid,
+        groups,
+        securebits,
+    }
 }
 
 fn id(bytes: &[u8]) -> u32 {
@@ -115,7 +122,11 @@ fn id(bytes: &[u8]) -> u32 {
 }
 
 /// Takes the answers.
-pub(crate) fn answers(process: &Process, batch: &Batch, asked: &Questions) -> Result<Credentials, TraceError> {
+pub(crate) fn answers(
+    process: &Process,
+    batch: &Batch,
+    asked: &Questions,
+) -> Result<Credentials, TraceError> {
     let status = process.status();
     Ok(Credentials {
         uids: asked.uids.map(|buffer| id(batch.bytes(buffer))),
@@ -135,9 +146,15 @@ pub(crate) fn answers(process: &Process, batch: &Batch, asked: &Questions) -> Re
 fn filters(process: &Process) -> Result<Vec<Filter>, TraceError> {
     let mut found = Vec::new();
     let tid = process.pid();
-    let failed = |source| TraceError::Request { tid, what: "read the seccomp filters of", source };
+    let failed = |source| TraceError::Request {
+        tid,
+        what: "read the seccomp filters of",
+        source,
+    };
     for index in 0..process.status().seccomp_filters as usize {
-        let Some(code) = ptrace::get_seccomp_filter(tid.pid(), index).map_err(failed)? else { break };
+        let Some(code) = ptrace::get_seccomp_filter(tid.pid(), index).map_err(failed)? else {
+            break;
+        };
         let flags = ptrace::get_seccomp_flags(tid.pid(), index).map_err(failed)?;
         found.push(Filter { flags, code });
     }
@@ -156,33 +173,64 @@ pub(crate) fn restore(process: &mut Process, image: &Credentials) -> Result<(), 
     }
     let mut batch = Batch::new();
     let mut must = Vec::new();
-    let groups: Vec<u8> = image.groups.iter().flat_map(|group| group.to_ne_bytes()).collect();
+    let groups: Vec<u8> = image
+        .groups
+        .iter()
+        .flat_map(|group| group.to_ne_bytes())
+        .collect();
     let list = batch.input(&groups);
     if now.groups.len() != image.groups.len() || now.groups != image.seen.groups {
-        must.push((batch.call(libc::SYS_setgroups, &[image.groups.len().into(), list.into()]), "setgroups"));
+        must.push((
+            batch.call(libc::SYS_setgroups, &[image.groups.len().into(), list.into()]),
+            "setgroups",
+        ));
     }
-    must.push((batch.call(libc::SYS_setresgid, &image.gids.map(Arg::from)), "setresgid"));
+    must.push((
+        batch.call(libc::SYS_setresgid, &image.gids.map(Arg::from)),
+        "setresgid",
+    ));
     batch.call(libc::SYS_setfsgid, &[image.fsgid.into()]);
     for capability in 0..CAPABILITIES {
         let bit = 1u64 << capability;
         if now.capabilities[3] & bit != 0 && image.capabilities[3] & bit == 0 {
-            let drop = batch.call(libc::SYS_prctl, &[libc::PR_CAPBSET_DROP.into(), capability.into()]);
+            let drop = batch.call(
+                libc::SYS_prctl,
+                &[libc::PR_CAPBSET_DROP.into(), capability.into()],
+            );
             must.push((drop, "prctl(PR_CAPBSET_DROP)"));
         }
     }
-    batch.call(libc::SYS_prctl, &[libc::PR_SET_SECUREBITS.into(), image.securebits.into()]);
+    batch.call(
+        libc::SYS_prctl,
+        &[libc::PR_SET_SECUREBITS.into(), image.securebits.into()],
+    );
     batch.call(libc::SYS_prctl, &[libc::PR_SET_KEEPCAPS.into(), 1.into()]);
-    must.push((batch.call(libc::SYS_setresuid, &image.uids.map(Arg::from)), "setresuid"));
+    must.push((
+        batch.call(libc::SYS_setresuid, &image.uids.map(Arg::from)),
+        "setresuid",
+    ));
     batch.call(libc::SYS_setfsuid, &[image.fsuid.into()]);
     must.push((capset(&mut batch, image), "capset"));
     for capability in 0..CAPABILITIES {
         if image.capabilities[4] & (1u64 << capability) != 0 {
             let raise = libc::PR_CAP_AMBIENT_RAISE;
-            batch.call(libc::SYS_prctl, &[libc::PR_CAP_AMBIENT.into(), raise.into(), capability.into()]);
+            batch.call(
+                libc::SYS_prctl,
+                &[libc::PR_CAP_AMBIENT.into(), raise.into(), capability.into()],
+            );
         }
     }
     if image.no_new_privs {
-        batch.call(libc::SYS_prctl, &[libc::PR_SET_NO_NEW_PRIVS.into(), 1.into(), 0.into(), 0.into(), 0.into()]);
+        batch.call(
+            libc::SYS_prctl,
+            &[
+                libc::PR_SET_NO_NEW_PRIVS.into(),
+                1.into(),
+                0.into(),
+                0.into(),
+                0.into(),
+            ],
+        );
     }
     let inherited = now.seccomp_filters as usize;
     for filter in image.filters.iter().skip(inherited) {
@@ -190,7 +238,11 @@ pub(crate) fn restore(process: &mut Process, image: &Credentials) -> Result<(), 
     }
     process.run(&mut batch)?;
     for (call, name) in must {
-        batch.result(call).map_err(|errno| TraceError::Call { pid: process.pid(), name, errno })?;
+        batch.result(call).map_err(|errno| TraceError::Call {
+            pid: process.pid(),
+            name,
+            errno,
+        })?;
     }
     process.refresh()
 }
@@ -201,7 +253,13 @@ fn capset(batch: &mut Batch, image: &Credentials) -> CallId {
     let half = |mask: u64, high: bool| (if high { mask >> 32 } else { mask & 0xffff_ffff }) as u32;
     let data: Vec<u8> = [false, true]
         .into_iter()
-        .flat_map(|high| [half(effective, high), half(permitted, high), half(inheritable, high)])
+        .flat_map(|high| {
+            [
+                half(effective, high),
+                half(permitted, high),
+                half(inheritable, high),
+            ]
+        })
         .flat_map(u32::to_ne_bytes)
         .collect();
     let data = batch.input(&data);
@@ -215,5 +273,12 @@ fn install(batch: &mut Batch, filter: &Filter) -> CallId {
     let count = (filter.code.len() / 8) as u64;
     let program = batch.input(&[count.to_ne_bytes(), [0; 8]].concat());
     batch.link(program, 8, code);
-    batch.call(libc::SYS_seccomp, &[SECCOMP_SET_MODE_FILTER.into(), filter.flags.into(), program.into()])
+    batch.call(
+        libc::SYS_seccomp,
+        &[
+            SECCOMP_SET_MODE_FILTER.into(),
+            filter.flags.into(),
+            program.into(),
+        ],
+    )
 }

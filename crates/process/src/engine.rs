@@ -152,7 +152,9 @@ impl<H: Host> Engine<H> {
     pub(crate) fn scan(&mut self, process: &mut Process) -> Result<Scanned, TraceError> {
         let pid = process.pid();
         let scratch = process.injector().0.scratch_range();
-        let vmas = self.shared.normalize(self.roots.normalize(maps::without(maps::read(pid)?, scratch)));
+        let vmas = self
+            .shared
+            .normalize(self.roots.normalize(maps::without(maps::read(pid)?, scratch)));
         self.live(process)?.tracker.register(&vmas)?;
         // The first look injects a call, whose memory must not be taken for the program's.
         let scratch = process.injector().0.scratch_range();

@@ -314,10 +314,7 @@ fn map(
         ),
         Kind::Shared(backing) => (
             libc::MAP_SHARED,
-            open_inside(process, backing, true, range,
-                sources, files,
-            )?
-            .into(),
+            open_inside(process, backing, true, range, sources, files)?.into(),
             backing.offset,
         ),
         Kind::Kernel(name) => {
@@ -369,7 +366,14 @@ fn open_inside(
     // A shared mapping that is only read now may be made writable later, if its file was opened for that.
     let wanted = if write { libc::O_RDWR } else { libc::O_RDONLY };
     let calls = [wanted, libc::O_RDONLY].map(|mode| {
-        batch.call(libc::SYS_openat, &[libc::AT_FDCWD.into(), path.into(), (mode | libc::O_CLOEXEC).into()])
+        batch.call(
+            libc::SYS_openat,
+            &[
+                libc::AT_FDCWD.into(),
+                path.into(),
+                (mode | libc::O_CLOEXEC).into(),
+            ],
+        )
     });
     process.run(&mut batch)?;
     let (start, end) = range;

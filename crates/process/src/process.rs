@@ -275,6 +275,8 @@ impl Drop for Process {
         {
             tracing::warn!(pid = self.pid.raw(), %error, "a process could not be put back in order");
         }
+        // The first thread last: if the process was killed, its end is reported after that of all others.
+        while self.threads.pop().is_some() {}
     }
 }
 

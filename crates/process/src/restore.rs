@@ -16,10 +16,10 @@ use crate::error::TraceError;
 use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
 use crate::image::{Identity, Image, ProcessImage, Report};
+use crate::layout::Sources;
 use crate::memory::PAGE;
 use crate::memory::maps::{self, Vma};
 use crate::memory::restore::page_changes;
-use crate::layout::Sources;
 use crate::plan::{self, Plan, PlanError, Present};
 use crate::shared::Key;
 use crate::stop::{Process, StopError};
@@ -231,7 +231,11 @@ fn restore_process<H: Host>(
     report.add("scan", start.elapsed());
 
     let start = Instant::now();
-    let sources = Sources { roots: &engine.roots, shared: &engine.shared, files };
+    let sources = Sources {
+        roots: &engine.roots,
+        shared: &engine.shared,
+        files,
+    };
     let remapped = layout::restore(process, scanned.vmas, wanted, fresh, &sources)?;
     engine.program_moved(process)?;
     let live = engine.live(process)?;

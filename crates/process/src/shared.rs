@@ -70,7 +70,9 @@ impl SharedMemory {
             return vmas;
         }
         for vma in &mut vmas {
-            let Some(original) = key_of(vma).and_then(|key| self.aliases.get(&key)) else { continue };
+            let Some(original) = key_of(vma).and_then(|key| self.aliases.get(&key)) else {
+                continue;
+            };
             if let Kind::Shared(backing) = &mut vma.kind {
                 (backing.device, backing.inode) = *original;
             }
@@ -101,7 +103,8 @@ impl SharedMemory {
                 images.push(SharedImage { key, size, pages });
             }
         }
-        self.seen.retain(|key, _| images.iter().any(|image| image.key == *key));
+        self.seen
+            .retain(|key, _| images.iter().any(|image| image.key == *key));
         Ok((images, stored))
     }
 
@@ -124,14 +127,21 @@ impl SharedMemory {
         for image in images {
             let failed = |source: io::Error| {
                 let pid = HostPid::from(rustix::process::getpid());
-                TraceError::Proc { pid, file: "shared memory".to_owned(), source }
+                TraceError::Proc {
+                    pid,
+                    file: "shared memory".to_owned(),
+                    source,
+                }
             };
             let file = match files.entry(image.key) {
                 Entry::Occupied(there) => there.into_mut(),
                 Entry::Vacant(missing) => {
                     let file = make().map_err(failed)?;
                     let metadata = file.metadata().map_err(failed)?;
-                    let device = (rustix::fs::major(metadata.dev()), rustix::fs::minor(metadata.dev()));
+                    let device = (
+                        rustix::fs::major(metadata.dev()),
+                        rustix::fs::minor(metadata.dev()),
+                    );
                     self.aliases.insert((device, metadata.ino()), image.key);
                     missing.insert(file)
                 }
@@ -214,11 +224,20 @@ fn write_pages(file: &File, image: &SharedImage) -> io::Result<()> {
     let mut bytes = [0; PAGE as usize];
     let mut surplus = Vec::new();
     each_data(file.as_fd(), |start, end| {
-        surplus.extend((start..end).step_by(PAGE as usize).filter(|at| image.pages.get(at / PAGE).is_none()));
+        surplus.extend(
+            (start..end)
+                .step_by(PAGE as usize)
+                .filter(|at| image.pages.get(at / PAGE).is_none()),
+        );
         Ok(())
     })?;
     for at in surplus {
-        fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, PAGE)?;
+        fallocate(
+            file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            at,
+            PAGE,
+        )?;
     }
     let mut result = Ok(());
     image.pages.for_each(0, u64::MAX / PAGE, &mut |page, wanted| {

@@ -63,12 +63,17 @@ struct Frozen<'h, H: Host + ?Sized> {
 impl<H: Host + ?Sized> Frozen<'_, H> {
     fn freeze(&mut self) -> Result<(), StopError> {
         self.thawed = false;
-        self.host.freeze().map_err(|source| StopError::Host { what: "freeze", source })
+        self.host.freeze().map_err(|source| StopError::Host {
+            what: "freeze",
+            source,
+        })
     }
 
     fn thaw(&mut self) -> Result<(), StopError> {
         self.thawed = true;
-        self.host.thaw().map_err(|source| StopError::Host { what: "thaw", source })
+        self.host
+            .thaw()
+            .map_err(|source| StopError::Host { what: "thaw", source })
     }
 }
 
@@ -146,7 +151,13 @@ fn look<H: Host + ?Sized>(frozen: &mut Frozen<'_, H>) -> Result<Vec<Seen>, StopE
 
 fn look_at(pid: HostPid) -> Result<Seen, TraceError> {
     let status = procfs::status(pid)?;
-    let mut seen = Seen { pid, threads: Vec::new(), cannot_stop: false, running: false, status };
+    let mut seen = Seen {
+        pid,
+        threads: Vec::new(),
+        cannot_stop: false,
+        running: false,
+        status,
+    };
     if seen.status.threads <= 1 && seen.status.state != 'Z' {
         let (state, inside) = (seen.status.state, InsidePid(seen.status.thread));
         seen.add(pid, inside, state);

@@ -146,7 +146,10 @@ fn ask(batch: &mut Batch, status: &procfs::Status, timers: &[PosixTimer]) -> Que
     let limits = (0..RESOURCES)
         .map(|number| {
             let limit = batch.output(LIMIT_SIZE);
-            batch.call(libc::SYS_prlimit64, &[0.into(), number.into(), 0.into(), limit.into()]);
+            batch.call(
+                libc::SYS_prlimit64,
+                &[0.into(), number.into(), 0.into(), limit.into()],
+            );
             limit
         })
         .collect();
@@ -215,7 +218,11 @@ pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
             .map(|&timer| batch.bytes(timer).to_vec())
             .collect(),
         timers,
-        limits: asked.limits.iter().map(|&limit| batch.bytes(limit).to_vec()).collect(),
+        limits: asked
+            .limits
+            .iter()
+            .map(|&limit| batch.bytes(limit).to_vec())
+            .collect(),
         umask: status.umask,
         personality: batch.result(asked.personality).unwrap_or(0),
         settings: settings.collect(),
@@ -363,7 +370,10 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
     }
     for (number, limit) in image.limits.iter().enumerate() {
         let limit = batch.input(limit);
-        batch.call(libc::SYS_prlimit64, &[0.into(), number.into(), limit.into(), 0.into()]);
+        batch.call(
+            libc::SYS_prlimit64,
+            &[0.into(), number.into(), limit.into(), 0.into()],
+        );
     }
     set_actions(&mut batch, &status, image);
     for (which, setting) in image.interval_timers.iter().enumerate() {

@@ -330,13 +330,21 @@ fn set_up(batch: &mut Batch, image: &ThreadImage) {
 fn name_restarted_call(process: &Process, regs: &mut UserRegs) {
     /// Bytes before the system call that are searched.
     const BEFORE: usize = 48;
-    const RESTARTED: [i64; 5] =
-        [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, libc::SYS_poll, libc::SYS_futex, libc::SYS_epoll_wait];
+    const RESTARTED: [i64; 5] = [
+        libc::SYS_nanosleep,
+        libc::SYS_clock_nanosleep,
+        libc::SYS_poll,
+        libc::SYS_futex,
+        libc::SYS_epoll_wait,
+    ];
     if regs.orig_rax != libc::SYS_restart_syscall.cast_unsigned() {
         return;
     }
     let mut code = [0; BEFORE];
-    if process.read(Addr(regs.rip.wrapping_sub(BEFORE as u64)), &mut code).is_err() {
+    if process
+        .read(Addr(regs.rip.wrapping_sub(BEFORE as u64)), &mut code)
+        .is_err()
+    {
         return;
     }
     // mov eax, number
@@ -357,5 +365,10 @@ fn restart(regs: &mut UserRegs) {
         return;
     }
     let unknown = regs.orig_rax == libc::SYS_restart_syscall.cast_unsigned();
-    regs.rax = if unknown { -i64::from(libc::EINTR) } else { -ERESTARTNOHAND }.cast_unsigned();
+    regs.rax = if unknown {
+        -i64::from(libc::EINTR)
+    } else {
+        -ERESTARTNOHAND
+    }
+    .cast_unsigned();
 }

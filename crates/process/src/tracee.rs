@@ -24,6 +24,9 @@ use crate::ids::{Addr, HostPid};
 /// The longest an injected system call may take before the engine gives up on the thread.
 pub const CALL_LIMIT: Duration = Duration::from_secs(10);
 
+/// How long the end of a killed thread is waited for. The first thread of a process ends only after all others.
+const STOP_OF_THE_DEAD: Duration = Duration::from_millis(100);
+
 /// `SIGTRAP`, which the engine keeps unblocked while injected code runs.
 const SIGTRAP: i32 = 5;
 
@@ -595,7 +598,12 @@ impl Tracee {
         }
         let settled = self.settle();
         let result = ptrace::detach(self.tid.pid(), 0);
-        self.checked("detach from", result)?;
+        if let Err(error) = self.checked("detach from", result) {
+            if error.is_gone() && self.ended.is_none() {
+                self.bury();
+            }
+            return Err(error);
+        }
         self.ended = Some(0);
         if self.held_signal != 0
             && let Some(signal) = rustix::process::Signal::from_named_raw(self.held_signal)
@@ -603,6 +611,15 @@ impl Tracee {
             let _ = rustix::process::kill_process(self.tid.pid(), signal);
         }
         settled
+    }
+
+    /// Takes note of the end of a thread that was killed while it was held. Until its tracer has done so it is a zombie,
+    /// and neither its parent nor its PID namespace can be done with it.
+    fn bury(&mut self) {
+        match wait(self.tid, STOP_OF_THE_DEAD) {
+            Ok(Some(Status::Ended(status))) => self.ended = Some(status),
+            _ => self.ended = Some(0),
+        }
     }
 
     /// Gives up the attachment without letting the thread go on: it has been killed or detached by other means.

@@ -21,10 +21,17 @@ pub fn pass(process: &mut Process, file: BorrowedFd<'_>) -> Result<u64, TraceErr
     let mut batch = Batch::new();
     let pair = batch.output(8);
     let kind = libc::SOCK_DGRAM | libc::SOCK_CLOEXEC;
-    let made = batch.call(libc::SYS_socketpair, &[libc::AF_UNIX.into(), kind.into(), 0.into(), pair.into()]);
+    let made = batch.call(
+        libc::SYS_socketpair,
+        &[libc::AF_UNIX.into(), kind.into(), 0.into(), pair.into()],
+    );
     process.run(&mut batch)?;
     batch.result(made).map_err(call("socketpair"))?;
-    let number = |at: usize| batch.bytes(pair)[at..].first_chunk().map_or(-1, |four| i32::from_ne_bytes(*four));
+    let number = |at: usize| {
+        batch.bytes(pair)[at..]
+            .first_chunk()
+            .map_or(-1, |four| i32::from_ne_bytes(*four))
+    };
     let (theirs, ours) = (number(0), number(4));
     let sent = send(process, ours, file);
     let mut batch = Batch::new();
@@ -44,7 +51,9 @@ pub fn pass(process: &mut Process, file: BorrowedFd<'_>) -> Result<u64, TraceErr
     process.run(&mut batch)?;
     sent?;
     batch.result(received).map_err(call("recvmsg"))?;
-    let number = batch.bytes(control)[16..].first_chunk().map_or(-1, |four| i32::from_ne_bytes(*four));
+    let number = batch.bytes(control)[16..]
+        .first_chunk()
+        .map_or(-1, |four| i32::from_ne_bytes(*four));
     u64::try_from(number).map_err(|_| call("recvmsg")(rustix::io::Errno::BADF))
 }
 

@@ -80,3 +80,52 @@ fn threads_born_later_go_and_dead_ones_return() {
         "(False, 1)"
     );
 }
+
+#[test]
+fn signals_timers_and_sleeps_go_back() {
+    let mut sandbox = Sandbox::new();
+    let mut python = sandbox.python();
+    python.ask("import signal, time, threading; got = []; _ = 0");
+    python.ask("signal.signal(signal.SIGUSR1, lambda *a: got.append('usr1')); signal.pthread_sigmask(signal.SIG_BLOCK, [10]); _ = 0");
+    python.ask("signal.raise_signal(10); signal.setitimer(signal.ITIMER_REAL, 1000); _ = 0");
+    python
+        .ask("t = threading.Thread(target=lambda: (time.sleep(0.3), got.append('slept'))); t.start(); _ = 0");
+    let image = sandbox.checkpoint();
+    for _ in 0..2 {
+        python.ask("t.join(); signal.pthread_sigmask(signal.SIG_UNBLOCK, [10]); signal.setitimer(signal.ITIMER_REAL, 0); _ = 0");
+        assert_eq!(python.ask("_ = sorted(got)"), "['slept', 'usr1']");
+        python.ask("signal.signal(signal.SIGUSR1, signal.SIG_IGN); _ = 0");
+        sandbox.rollback(&image);
+        assert_eq!(
+            python.ask("_ = ([g for g in got if g != 'slept'], [int(s) for s in signal.sigpending()])"),
+            "([], [10])"
+        );
+        assert_eq!(
+            python.ask("_ = 900 < signal.getitimer(signal.ITIMER_REAL)[0] <= 1000"),
+            "True"
+        );
+    }
+}
+
+#[test]
+fn mappings_go_back() {
+    let mut sandbox = Sandbox::new();
+    let mut python = sandbox.python();
+    python.ask("import mmap; m = mmap.mmap(-1, 1 << 20, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS); m[:] = b'a' * (1 << 20); s = mmap.mmap(-1, 65536); s[:5] = b'first'; _ = 0");
+    let image = sandbox.checkpoint();
+    for _ in 0..3 {
+        python.ask("m.madvise(mmap.MADV_DONTNEED); _ = m[0]");
+        python.ask("m.close(); n = [bytes(1 << 18) for i in range(200)]; s[:5] = b'later'; _ = 0");
+        sandbox.rollback(&image);
+        assert_eq!(
+            python.ask("_ = (m[:] == b'a' * (1 << 20), s[:5], 'n' in globals())"),
+            "(True, b'first', False)"
+        );
+    }
+    sandbox.kill(python.pid);
+    sandbox.rollback(&image);
+    assert_eq!(
+        python.ask("_ = (m[:] == b'a' * (1 << 20), s[:5], 'n' in globals())"),
+        "(True, b'first', False)"
+    );
+}

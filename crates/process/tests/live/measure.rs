@@ -16,9 +16,16 @@ fn show(title: &str, reports: &[(Duration, Report)]) {
     let last = &reports.last().unwrap().1;
     print!("{title:34} total {total:7.3} ms:");
     for (phase, _) in &last.phases {
-        print!(" {phase} {:.3}", median(reports.iter().map(|report| report.1.phase(phase)).collect()));
+        print!(
+            " {phase} {:.3}",
+            median(reports.iter().map(|report| report.1.phase(phase)).collect())
+        );
     }
-    println!("; stored {} kB, written {} kB", last.bytes_stored >> 10, last.bytes_written >> 10);
+    println!(
+        "; stored {} kB, written {} kB",
+        last.bytes_stored >> 10,
+        last.bytes_written >> 10
+    );
 }
 
 fn measure(title: &str, setup: &str, change: &str, rounds: usize) {
@@ -52,7 +59,12 @@ fn measure(title: &str, setup: &str, change: &str, rounds: usize) {
 #[test]
 #[ignore = "for looking at, not for passing"]
 fn latencies() {
-    measure("CPython", "x = bytearray(20 << 20); _ = 0", "x[:1 << 20] = bytes(1 << 20); _ = 0", 51);
+    measure(
+        "CPython",
+        "x = bytearray(20 << 20); _ = 0",
+        "x[:1 << 20] = bytes(1 << 20); _ = 0",
+        51,
+    );
     let scattered = "import random\nfor i in range(256): x[random.randrange(1 << 30)] = 1";
     let change = format!("exec({scattered:?}); _ = 0");
     measure("1 GB", "x = bytearray(b'1') * (1 << 30); _ = 0", &change, 21);

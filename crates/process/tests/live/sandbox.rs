@@ -55,6 +55,8 @@ pub struct Cell {
     net: File,
     directory: tempfile::TempDir,
     programs: u32,
+    /// Fails freezing and making processes.
+    pub refuse: bool,
 }
 
 fn cgroup_mount() -> PathBuf {
@@ -100,6 +102,7 @@ impl Cell {
             net: File::open(format!("/proc/{init}/ns/net")).unwrap(),
             directory: tempfile::tempdir().unwrap(),
             programs: 0,
+            refuse: false,
         }
     }
 
@@ -186,6 +189,9 @@ impl Drop for Cell {
 
 impl Host for Cell {
     fn freeze(&mut self) -> io::Result<()> {
+        if self.refuse && self.programs == 1 {
+            return Err(io::Error::other("refused by the test"));
+        }
         self.frozen("1")
     }
     fn thaw(&mut self) -> io::Result<()> {
@@ -206,6 +212,9 @@ impl Host for Cell {
         self.order(&["last", &(pid.0 - 1).to_string()]).map(drop)
     }
     fn skeleton(&mut self, pid: InsidePid) -> io::Result<HostPid> {
+        if self.refuse {
+            return Err(io::Error::other("refused by the test"));
+        }
         let procs = self.procs();
         let got = InsidePid(self.order(&["skeleton", &procs, &pid.0.to_string()])?);
         self.host_pid(got)
