@@ -1,5 +1,8 @@
 //! Processes all of whose threads are stopped, and what can be done to them.
 
+use std::path::Path;
+use std::time::{Duration, Instant};
+
 use deltabox_sys::ptrace::Options;
 
 use crate::error::TraceError;
@@ -9,6 +12,9 @@ use crate::inject::{Arg, Batch, Injector};
 use crate::procfs::{self, Status};
 use crate::stop::{STOP_LIMIT, StopError};
 use crate::tracee::Tracee;
+
+/// How long an id may stay taken by a thread that is about to be gone.
+const PID_LIMIT: Duration = Duration::from_millis(200);
 
 /// How every thread is held.
 pub(crate) const OPTIONS: Options = Options::SYSGOOD
@@ -141,6 +147,7 @@ impl Process {
         inside: InsidePid,
         flags: i32,
     ) -> Result<Tracee, StopError> {
+        wait_until_free(host.init_pid(), inside);
         host.set_next_pid(inside).map_err(|source| StopError::Host {
             what: "choose the next pid of",
             source,
@@ -315,6 +322,14 @@ impl Tree {
         }
         drop(self);
         first_error.map_or(Ok(()), Err)
+    }
+}
+
+/// A thread that has just ended keeps its id for a moment longer than others can tell.
+fn wait_until_free(init: HostPid, pid: InsidePid) {
+    let start = Instant::now();
+    while Path::new(&format!("/proc/{init}/root/proc/{pid}")).exists() && start.elapsed() < PID_LIMIT {
+        rustix::thread::sched_yield();
     }
 }
 

@@ -113,10 +113,10 @@ struct Questions {
 }
 
 fn ask(batch: &mut Batch, status: &procfs::Status, timers: &[PosixTimer]) -> Questions {
-    let signals = status.ignored | status.caught;
     let credentials = credentials::ask(batch, status);
     let mut actions = Vec::new();
-    for signal in (1..=SIGNALS).filter(|signal| signals & (1 << (signal - 1)) != 0) {
+    // Flags may be set where the handler is the default one, which /proc does not tell.
+    for signal in changeable() {
         let action = batch.output(ACTION_SIZE);
         batch.call(
             libc::SYS_rt_sigaction,
@@ -211,6 +211,7 @@ pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
             .actions
             .iter()
             .map(|&(signal, buffer)| (signal, batch.bytes(buffer).to_vec()))
+            .filter(|(_, action)| action.iter().any(|&byte| byte != 0))
             .collect(),
         interval_timers: asked
             .timers
@@ -351,7 +352,6 @@ pub fn stat(pid: HostPid) -> Result<Stat, TraceError> {
 
 /// Makes a live process what `image` says, except for its credentials.
 pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceError> {
-    let status = process.status().clone();
     let live_timers = posix_timers(process)?;
     let mut batch = Batch::new();
     if let Some(thread) = process.threads.first_mut() {
@@ -375,9 +375,9 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
             &[0.into(), number.into(), limit.into(), 0.into()],
         );
     }
-    set_actions(&mut batch, &status, image);
+    set_actions(&mut batch, image);
     for (which, setting) in image.interval_timers.iter().enumerate() {
-        let setting = batch.input(setting);
+        let setting = batch.input(&armed(setting));
         batch.call(libc::SYS_setitimer, &[which.into(), setting.into(), 0.into()]);
     }
     batch.call(libc::SYS_brk, &[image.layout.words[5].into()]);
@@ -399,6 +399,17 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
     restore_oom_score(process.pid(), image.oom_score_adj)
 }
 
+/// A periodic timer whose signal is pending has no time left and starts again only when the signal is taken; set to
+/// that it would never go off.
+fn armed(setting: &[u8]) -> Vec<u8> {
+    let (interval, rest) = setting.split_at(setting.len() / 2);
+    if rest.iter().all(|&byte| byte == 0) {
+        [interval, interval].concat()
+    } else {
+        setting.to_vec()
+    }
+}
+
 fn set_setting(batch: &mut Batch, option: i32, value: u64) {
     match option {
         // 2 (readable by root only) cannot be set; the process being what it was, it still has it.
@@ -412,23 +423,25 @@ fn set_setting(batch: &mut Batch, option: i32, value: u64) {
     }
 }
 
-fn set_actions(batch: &mut Batch, status: &procfs::Status, image: &TaskImage) {
+fn set_actions(batch: &mut Batch, image: &TaskImage) {
     let default = vec![0; ACTION_SIZE];
-    for signal in 1..=SIGNALS {
+    for signal in changeable() {
         let wanted = image
             .actions
             .iter()
             .find(|(other, _)| *other == signal)
             .map(|(_, action)| action);
-        let changed = (status.ignored | status.caught) & (1 << (signal - 1)) != 0;
-        if wanted.is_some() || changed {
-            let action = batch.input(wanted.unwrap_or(&default));
-            batch.call(
-                libc::SYS_rt_sigaction,
-                &[signal.into(), action.into(), 0.into(), 8.into()],
-            );
-        }
+        let action = batch.input(wanted.unwrap_or(&default));
+        batch.call(
+            libc::SYS_rt_sigaction,
+            &[signal.into(), action.into(), 0.into(), 8.into()],
+        );
     }
+}
+
+/// The signals whose action can be set.
+fn changeable() -> impl Iterator<Item = i32> {
+    (1..=SIGNALS).filter(|signal| !matches!(*signal, libc::SIGKILL | libc::SIGSTOP))
 }
 
 /// Brings the POSIX timers back. A timer's id is the lowest the kernel has not used lately, so a missing one is had by

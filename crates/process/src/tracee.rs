@@ -209,6 +209,16 @@ impl Tracee {
         self.group_stop
     }
 
+    /// Has the process stopped (job control) when it is let go.
+    pub(crate) fn stop_when_let_go(&mut self) {
+        self.held_signal = libc::SIGSTOP;
+    }
+
+    /// The job control stop is over.
+    pub(crate) fn forget_group_stop(&mut self) {
+        self.group_stop = None;
+    }
+
     /// The raw wait status if the thread has ended.
     #[must_use]
     pub fn ended(&self) -> Option<i32> {
