@@ -145,7 +145,11 @@ impl Worker {
             Ok(())
         };
         for (_, pending) in pending {
-            let Pending { sandbox, mut checkpoints, handle } = pending;
+            let Pending {
+                sandbox,
+                mut checkpoints,
+                handle,
+            } = pending;
             self.measure(&mut checkpoints);
             let result = synced
                 .clone()

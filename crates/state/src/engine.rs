@@ -37,14 +37,14 @@ pub(crate) struct Shared {
 #[derive(Default)]
 pub(crate) struct Kept {
     states: Mutex<HashMap<SandboxId, Vec<Frozen>>>,
-    /// Held shared from before a state is frozen until it is noted here.
-    freezing: RwLock<()>,
+    /// Held shared while anything is made in the store, from before it is there until it is in use or noted here.
+    changing: RwLock<()>,
 }
 
 impl Kept {
-    /// To be held while a state is frozen and noted.
-    pub fn freezing(&self) -> RwLockReadGuard<'_, ()> {
-        self.freezing.read().expect("not poisoned")
+    /// To be held while a state is frozen and noted, or made live. Not twice by one thread.
+    pub fn changing(&self) -> RwLockReadGuard<'_, ()> {
+        self.changing.read().expect("not poisoned")
     }
 
     pub fn add(&self, sandbox: &SandboxId, frozen: impl IntoIterator<Item = Frozen>) {
@@ -63,7 +63,7 @@ impl Kept {
     /// Removes everything from the store that no checkpoint and nothing live needs.
     pub fn collect(&self, store: &Store) -> Result<()> {
         let (horizon, frozen) = {
-            let _nobody_freezes = self.freezing.write().expect("not poisoned");
+            let _nobody_changes = self.changing.write().expect("not poisoned");
             let states = self.states.lock().expect("not poisoned");
             (
                 store.horizon(),
@@ -219,6 +219,7 @@ impl Engine {
             current: None,
         };
         let handle = Handle::spawn(record, Vec::new(), self.shared.clone(), |record, shared| {
+            let _making = shared.kept.changing();
             Live::start(record, shared, None).map(Some)
         })?;
         let info = handle.call(|sandbox| {
@@ -269,10 +270,11 @@ impl Engine {
         if !force {
             let running = handle.call(|sandbox| Ok(sandbox.info().execs.len()))?;
             if running > 0 {
-                return Err(
-                    Error::conflict(format!("sandbox {name} runs {running} command{}", if running == 1 { "" } else { "s" }))
-                        .hint("end them first, or remove it with --force"),
-                );
+                return Err(Error::conflict(format!(
+                    "sandbox {name} runs {running} command{}",
+                    if running == 1 { "" } else { "s" }
+                ))
+                .hint("end them first, or remove it with --force"));
             }
         }
         self.reserve_removal(name, &handle)?;

@@ -53,7 +53,7 @@ impl Sandbox {
             self.tree.check_label(label)?;
         }
         let shared = self.shared.clone();
-        let _freezing = shared.kept.freezing();
+        let _changing = shared.kept.changing();
         let frozen = self.live()?.freeze()?;
         let id = CheckpointId::random();
         let record = CheckpointRecord {
@@ -96,6 +96,8 @@ impl Sandbox {
     pub fn rollback(&mut self, to: &str) -> Result<RollbackResult> {
         let start = Instant::now();
         let target = self.tree.resolve(to)?.clone();
+        let shared = self.shared.clone();
+        let _changing = shared.kept.changing();
         let mut phases = Phases::default();
         let done = match &mut self.live {
             Some(live) => match live.rollback(&target, &mut phases) {

@@ -135,6 +135,8 @@ impl Sandbox {
 
     /// Makes ahead what the next checkpoint or rollback needs.
     fn prepare(&mut self) {
+        let shared = self.shared.clone();
+        let _changing = shared.kept.changing();
         if let Some(live) = &mut self.live
             && let Err(error) = live.files.prepare()
         {

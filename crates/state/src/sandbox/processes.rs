@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use deltabox_api::Refusal;
 use deltabox_isolation::SkeletonSpec;
@@ -149,20 +149,30 @@ impl Processes {
         self.engine.externals().remove(id);
     }
 
-    /// Stops all processes, captures them, calls `files` at that same instant, and lets them go. On any error they
-    /// run on as if nothing had been asked.
-    pub fn capture<T>(
+    /// Stops all processes, captures them while `files` runs on another thread, and lets them go when both are done.
+    /// On any error they run on as if nothing had been asked.
+    pub fn capture<T: Send>(
         &mut self,
         execs: Vec<ExecId>,
         phases: &mut Phases,
-        files: impl FnOnce() -> Result<T>,
+        files: impl FnOnce() -> Result<T> + Send,
     ) -> Result<(ProcessState, T, u64)> {
         let mut stopped = self.engine.stop().map_err(stop_failed)?;
         let survey = stopped.survey().map_err(survey_failed)?;
-        let image = stopped
-            .capture(survey, self.last.as_deref())
-            .map_err(survey_failed)?;
-        let files = phases.time("files", files)?;
+        let last = self.last.as_deref();
+        let (image, (files, files_took)) = std::thread::scope(|scope| {
+            let files = scope.spawn(|| {
+                let start = Instant::now();
+                (files(), start.elapsed())
+            });
+            let image = stopped.capture(survey, last).map_err(survey_failed);
+            let files = files
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            (image, files)
+        });
+        phases.add("files (beside)", files_took);
+        let (image, files) = (image?, files?);
         let report = stopped
             .resume()
             .map_err(|error| Error::internal("cannot let the processes go on", error))?;
