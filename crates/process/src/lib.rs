@@ -13,6 +13,7 @@ pub mod host;
 pub mod ids;
 pub mod image;
 pub mod inject;
+pub mod interrupted;
 pub mod layout;
 pub mod memory;
 pub mod plan;

@@ -16,6 +16,9 @@ use crate::tracee::Tracee;
 /// How long an id may stay taken by a thread that is about to be gone.
 const PID_LIMIT: Duration = Duration::from_millis(200);
 
+/// How long to wait before an id is asked for again.
+const PID_PAUSE: Duration = Duration::from_micros(200);
+
 /// How every thread is held.
 pub(crate) const OPTIONS: Options = Options::SYSGOOD
     .with(Options::SUSPEND_SECCOMP)
@@ -148,10 +151,39 @@ impl Process {
         flags: i32,
     ) -> Result<Tracee, StopError> {
         wait_until_free(host.init_pid(), inside);
-        host.set_next_pid(inside).map_err(|source| StopError::Host {
-            what: "choose the next pid of",
-            source,
-        })?;
+        let start = Instant::now();
+        loop {
+            host.set_next_pid(inside).map_err(|source| StopError::Host {
+                what: "choose the next pid of",
+                source,
+            })?;
+            let (tracee, got) = self.clone_any(flags)?;
+            if got == inside {
+                return Ok(tracee);
+            }
+            // The kernel gives an id free a moment after its last owner has disappeared from /proc.
+            self.discard(tracee, got, flags)?;
+            if start.elapsed() > PID_LIMIT {
+                return Err(StopError::PidTaken { wanted: inside, got });
+            }
+            std::thread::sleep(PID_PAUSE);
+        }
+    }
+
+    /// Ends a task that has just been cloned.
+    fn discard(&mut self, tracee: Tracee, inside: InsidePid, flags: i32) -> Result<(), TraceError> {
+        if flags & libc::CLONE_THREAD != 0 {
+            return tracee.exit(self.injector.instruction());
+        }
+        tracee.kill()?;
+        let options = libc::WNOHANG | libc::__WALL;
+        let args = [inside.0.into(), 0.into(), options.into(), 0.into()];
+        // ECHILD: a sibling of this process, or SIGCHLD is ignored.
+        self.call(libc::SYS_wait4, &args).map(drop)
+    }
+
+    /// Runs `clone(2)`, whatever the id of the new task will be.
+    fn clone_any(&mut self, flags: i32) -> Result<(Tracee, InsidePid), StopError> {
         let pid = self.pid;
         let thread = self.threads.first_mut().ok_or(TraceError::Gone { tid: pid })?;
         let flags = i64::from(flags).cast_unsigned();
@@ -175,13 +207,7 @@ impl Process {
             return Err(TraceError::Stuck { tid: child }.into());
         }
         tracee.set_trap_ignored(self.status.ignores(libc::SIGTRAP));
-        if got != inside.0.cast_unsigned().into() {
-            return Err(StopError::PidTaken {
-                wanted: inside,
-                got: InsidePid(i32::try_from(got).unwrap_or(0)),
-            });
-        }
-        Ok(tracee)
+        Ok((tracee, InsidePid(i32::try_from(got).unwrap_or(0))))
     }
 
     /// The process has called `execve`: nothing injected is left, and system calls are elsewhere.
