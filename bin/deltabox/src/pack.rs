@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use tar::{Builder, EntryType, Header};
 
-
 /// Appends a file, a link, or a directory with everything in it, under the name `entry`. What is neither (sockets,
 /// FIFOs, devices) is told to `left_out`.
 pub fn append(
@@ -63,7 +62,10 @@ mod tests {
         let _socket = std::os::unix::net::UnixListener::bind(place.path().join("d/s")).unwrap();
         let mut tar = Builder::new(Vec::new());
         let mut left_out = Vec::new();
-        append(&mut tar, place.path().join("d"), "renamed".into(), &mut |path| left_out.push(path.to_owned())).unwrap();
+        append(&mut tar, place.path().join("d"), "renamed".into(), &mut |path| {
+            left_out.push(path.to_owned())
+        })
+        .unwrap();
         assert_eq!(left_out, [place.path().join("d/s")]);
         let bytes = tar.into_inner().unwrap();
         let mut found = Vec::new();
@@ -90,7 +92,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_is_named() {
-        let error = append(&mut Builder::new(Vec::new()), "/no/such".into(), "x".into()).unwrap_err();
+        let error = append(
+            &mut Builder::new(Vec::new()),
+            "/no/such".into(),
+            "x".into(),
+            &mut |_| {},
+        )
+        .unwrap_err();
         assert!(error.to_string().starts_with("/no/such: "), "{error}");
     }
 }

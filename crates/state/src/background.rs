@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
@@ -16,11 +17,7 @@ use crate::sandbox::Handle;
 
 pub(crate) enum Work {
     /// Sync the store, then write the sandbox's record and these checkpoints.
-    Durable {
-        sandbox: SandboxRecord,
-        checkpoints: Vec<CheckpointRecord>,
-        handle: Handle,
-    },
+    Durable(Box<Pending>),
     /// Merge layers, so that a long history is not felt.
     Squash(SquashJob),
     /// The sandbox is gone: forget its record, and whatever still waits for it.
@@ -69,10 +66,10 @@ struct Worker {
 }
 
 /// What one sync makes durable for one sandbox.
-struct Pending {
-    sandbox: SandboxRecord,
-    checkpoints: Vec<CheckpointRecord>,
-    handle: Handle,
+pub(crate) struct Pending {
+    pub sandbox: SandboxRecord,
+    pub checkpoints: Vec<CheckpointRecord>,
+    pub handle: Handle,
 }
 
 impl Worker {
@@ -101,19 +98,16 @@ impl Worker {
                     pending.remove(&sandbox);
                     forget.push((sandbox, done));
                 }
-                Work::Durable {
-                    sandbox,
-                    checkpoints,
-                    handle,
-                } => {
-                    let entry = pending.entry(sandbox.id.clone()).or_insert_with(|| Pending {
-                        sandbox: sandbox.clone(),
-                        checkpoints: Vec::new(),
-                        handle,
-                    });
-                    entry.sandbox = sandbox;
-                    entry.checkpoints.extend(checkpoints);
-                }
+                Work::Durable(new) => match pending.entry(new.sandbox.id.clone()) {
+                    Entry::Vacant(entry) => drop(entry.insert(*new)),
+                    Entry::Occupied(mut entry) => {
+                        let Pending {
+                            sandbox, checkpoints, ..
+                        } = *new;
+                        entry.get_mut().sandbox = sandbox;
+                        entry.get_mut().checkpoints.extend(checkpoints);
+                    }
+                },
             }
         }
         let removed = !forget.is_empty();

@@ -243,7 +243,7 @@ pub(crate) fn check_mounts(mounts: &[Mount]) -> Result<()> {
         let inside = |root: &&str| {
             Path::new(target) == Path::new(root) || (**root != *"/" && Path::new(target).starts_with(root))
         };
-        if reserved.iter().any(|root| inside(root)) || target.contains("..") {
+        if reserved.iter().any(inside) || target.contains("..") {
             return Err(Error::usage(format!(
                 "mount {source}:{target}: that place inside is the sandbox's own"
             )));

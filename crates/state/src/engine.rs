@@ -335,6 +335,7 @@ impl Engine {
         if let Some(worker) = self.worker.lock().expect("not poisoned").take() {
             let _ = worker.join();
         }
+        self.shared.pool.close();
     }
 }
 

@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::ops::Deref;
 use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use deltabox_api::Limits;
 use deltabox_isolation::cgroup::Place;
 use deltabox_isolation::{Cell, CellPool, CellSpec, CgroupDriver, Spawner};
 
 use crate::config::EngineConfig;
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// First user id given to a cell: far above those of the host's own users and of common subordinate ranges.
 const FIRST_UID: u32 = 1 << 28;
@@ -20,7 +20,8 @@ const SLOTS: u32 = (1 << 15) - (1 << 12);
 /// Makes cells; shared by all sandboxes.
 pub(crate) struct Pool {
     driver: Arc<CgroupDriver>,
-    cells: CellPool,
+    /// Absent once closed.
+    cells: RwLock<Option<CellPool>>,
     slots: Arc<Slots>,
 }
 
@@ -109,6 +110,7 @@ impl Pool {
         let slots = Arc::new(Slots::default());
         let source = slots.clone();
         let cells = CellPool::new(spawner, config.pool_size, Box::new(move || source.take()))?;
+        let cells = RwLock::new(Some(cells));
         Ok(Self { driver, cells, slots })
     }
 
@@ -121,11 +123,26 @@ impl Pool {
         };
         self.driver.features().check(&limits)?;
         let cell = OwnedCell {
-            cell: Some(self.cells.take()?),
+            cell: Some(self.take_empty()?),
             slots: self.slots.clone(),
         };
         cell.set_limits(&limits)?;
         Ok(cell)
+    }
+
+    fn take_empty(&self) -> Result<Cell> {
+        let cells = self.cells.read().expect("not poisoned");
+        let stopping = || Error::conflict("the daemon is stopping");
+        Ok(cells.as_ref().ok_or_else(stopping)?.take()?)
+    }
+
+    /// Ends the empty cells and removes the cgroups; all other cells have ended before.
+    pub fn close(&self) {
+        drop(self.cells.write().expect("not poisoned").take());
+        if let Err(error) = self.driver.sweep().and_then(|()| self.driver.remove()) {
+            // The next daemon of this state directory uses what is left.
+            tracing::warn!(%error, "cgroups could not be removed");
+        }
     }
 
     /// Limits this machine cannot hold, in words.

@@ -108,7 +108,9 @@ fn copy_in(client: &Client, source: &str, name: &str, target: &str) -> Result<()
     let source = PathBuf::from(source);
     upload(client, name, directory, |body| {
         let mut tar = tar::Builder::new(body);
-        crate::pack::append(&mut tar, source, PathBuf::from(entry), &mut |path| unpack::left_out(path))?;
+        crate::pack::append(&mut tar, source, PathBuf::from(entry), &mut |path| {
+            unpack::left_out(path)
+        })?;
         tar.into_inner()?.finish()
     })
 }

@@ -29,7 +29,7 @@ pub struct Args {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     /// Limit of CPU time, in CPUs, for example 1.5
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_cpus)]
     cpus: Option<f64>,
     /// Limit of processes and threads
     #[arg(long, value_name = "N")]
@@ -96,6 +96,12 @@ fn request(args: Args) -> Result<CreateRequest, ApiError> {
         mounts,
         env: parse_env(&args.env)?,
     })
+}
+
+/// JSON has no way to say NaN, and the daemon would take what it gets for no limit at all.
+fn parse_cpus(text: &str) -> Result<f64, String> {
+    let cpus: Option<f64> = text.parse().ok().filter(|cpus: &f64| cpus.is_finite());
+    cpus.ok_or_else(|| "expected a number such as 1.5".to_owned())
 }
 
 /// `K=V`, or `K` for the caller's own value.

@@ -149,7 +149,10 @@ fn lock(home: &Path) -> Result<File, ApiError> {
 /// Each sandbox takes some ten descriptors, and more while it is stopped for a checkpoint.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
     // The soft limit may always be raised to the hard one (man 2 getrlimit); if not, it stays as it was.
     let _ = setrlimit(Resource::Nofile, raised);
 }

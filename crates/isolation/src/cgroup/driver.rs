@@ -237,7 +237,7 @@ impl CgroupDriver {
     }
 
     /// Removes the state's directories. All cells must be gone.
-    pub fn remove(self) -> Result<()> {
+    pub fn remove(&self) -> Result<()> {
         let end = Instant::now() + VANISH_WAIT;
         for base in &self.bases {
             remove_dir(base, &self.state_dir, end)?;

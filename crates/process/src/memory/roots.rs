@@ -43,7 +43,9 @@ impl Roots {
     #[must_use]
     pub fn normalize(&self, mut vmas: Vec<Vma>) -> Vec<Vma> {
         for vma in &mut vmas {
-            let (Kind::PrivateFile(backing) | Kind::Shared(backing)) = &mut vma.kind else { continue };
+            let (Kind::PrivateFile(backing) | Kind::Shared(backing)) = &mut vma.kind else {
+                continue;
+            };
             if backing.inode & XINO_BITS != 0 && self.known.contains(&backing.device) {
                 backing.device = BASE;
             } else if backing.device == self.current {
@@ -60,14 +62,31 @@ mod tests {
     use crate::memory::maps::Backing;
 
     fn file(device: (u32, u32), inode: u64) -> Vma {
-        let backing = Backing { device, inode, path: "/x".into(), offset: 0 };
-        Vma { start: 0x1000, end: 0x2000, protection: 1, kind: Kind::PrivateFile(backing), label: String::new() }
+        let backing = Backing {
+            device,
+            inode,
+            path: "/x".into(),
+            offset: 0,
+        };
+        Vma {
+            start: 0x1000,
+            end: 0x2000,
+            protection: 1,
+            kind: Kind::PrivateFile(backing),
+            label: String::new(),
+        }
     }
 
     #[test]
     fn files_of_the_base_are_the_same_through_every_mount_and_those_of_layers_are_not() {
-        let before = Roots { known: vec![(0, 41)], current: (0, 41) };
-        let after = Roots { known: vec![(0, 41), (0, 45)], current: (0, 45) };
+        let before = Roots {
+            known: vec![(0, 41)],
+            current: (0, 41),
+        };
+        let after = Roots {
+            known: vec![(0, 41), (0, 45)],
+            current: (0, 45),
+        };
         let base = 1 << 63 | 7;
         let noted = before.normalize(vec![file((0, 41), base), file((0, 41), 7), file((8, 1), 7)]);
         let still_mapped = after.normalize(vec![file((0, 41), base), file((0, 41), 7), file((8, 1), 7)]);

@@ -9,7 +9,7 @@ use deltabox_layers::Way;
 use super::live::switch_root;
 use super::processes::{Failed, ProcessState, Restored};
 use super::{Live, Sandbox};
-use crate::background::Work;
+use crate::background::{Pending, Work};
 use crate::catalog::CheckpointRecord;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
@@ -151,11 +151,11 @@ impl Sandbox {
 
     /// Has the background worker sync the store and write the record and these checkpoints.
     pub(crate) fn queue_durable(&self, checkpoints: Vec<CheckpointRecord>) {
-        self.shared.background.send(Work::Durable {
+        self.shared.background.send(Work::Durable(Box::new(Pending {
             sandbox: self.record.clone(),
             checkpoints,
             handle: self.handle.clone(),
-        });
+        })));
     }
 }
 

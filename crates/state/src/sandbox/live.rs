@@ -128,11 +128,8 @@ impl Live {
 
     /// Puts a new mount in the root's place; the old one, and what was kept for it, goes in the background.
     pub(super) fn switch_root(&mut self, mount: OwnedFd, retired: impl Send + 'static) -> Result<()> {
-        let old_mount = self.cell.switch_root(mount)?;
-        let old_root = std::mem::replace(&mut self.root, self.cell.root()?);
-        self.shared
-            .background
-            .send(Work::Drop(Box::new((old_root, old_mount, retired))));
+        let root = switch_root(&self.cell, &mut self.root, &self.shared, mount, retired)?;
+        self.processes.root_switched(root);
         Ok(())
     }
 }
