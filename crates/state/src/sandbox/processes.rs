@@ -14,6 +14,8 @@ use deltabox_process::descriptor::{ContentDirectory, ExternalId};
 use deltabox_process::{Engine, Host, HostPid, Image, InsidePid, PageStore, SurveyError};
 
 use super::checkpoint::Phases;
+use deltabox_sys::fsids::with_file_owner;
+
 use crate::error::{Error, Result};
 use crate::id::ExecId;
 use crate::pool::OwnedCell;
@@ -220,7 +222,11 @@ impl Processes {
         let broken = |error: &dyn std::fmt::Display| {
             Failed::Broken(Error::internal("cannot restore the processes", error))
         };
-        stopped.restore(&target.image).map_err(|error| broken(&error))?;
+        // What has to be made in the files belongs to the sandbox: our own id has no place in their id mapping.
+        let owner = stopped.host().cell.uid_base();
+        let restored =
+            with_file_owner(owner, || stopped.restore(&target.image)).map_err(|error| broken(&error))?;
+        restored.map_err(|error| broken(&error))?;
         let report = stopped.resume().map_err(|error| broken(&error))?;
         phases.extend(&report.phases);
         self.last = Some(target.image.clone());
