@@ -43,7 +43,16 @@ pub fn open(dir: &Path, kind: StoreKind) -> Store {
         image_size: 2 << 30,
         bases: Vec::new(),
     };
-    Store::open(options).unwrap()
+    // A store that was dropped is held until its background work has let go of it.
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        match Store::open(options.clone()) {
+            Err(deltabox_layers::Error::StoreBusy(_)) if std::time::Instant::now() < deadline => {
+                std::thread::sleep(std::time::Duration::from_millis(10));
+            }
+            opened => return opened.unwrap(),
+        }
+    }
 }
 
 /// A base with a little of everything.
