@@ -7,6 +7,7 @@ mod client;
 mod daemon;
 mod files;
 mod many;
+mod processes;
 mod sample;
 
 use clap::{Parser, ValueEnum};
@@ -30,6 +31,8 @@ enum Scenario {
     Files,
     /// Creation, first command, many sandboxes at once.
     Many,
+    /// Checkpoint and rollback of files and live processes together.
+    Processes,
 }
 
 fn main() -> client::Result<()> {
@@ -39,6 +42,7 @@ fn main() -> client::Result<()> {
         match scenario {
             Scenario::Files => files::run(&daemon, arguments.rounds)?,
             Scenario::Many => many::run(&daemon, arguments.rounds)?,
+            Scenario::Processes => processes::run(&daemon, arguments.rounds)?,
         }
     }
     Ok(())
