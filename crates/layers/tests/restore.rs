@@ -15,24 +15,24 @@ fn paths_come_back_one_by_one() {
         let base = Base::directory(small_base(dir));
         let store = open(dir, StoreKind::Btrfs);
         let mut sandbox = Sandbox::create(&store, dir, "root", base.clone());
-        fs::create_dir_all(sandbox.path("work/deep/er")).unwrap();
-        sandbox.write("work/deep/er/file", "one");
-        sandbox.write("work/text", "a\nb\nc\n");
-        symlink("/nowhere", sandbox.path("work/link")).unwrap();
+        fs::create_dir_all(sandbox.path("data/deep/er")).unwrap();
+        sandbox.write("data/deep/er/file", "one");
+        sandbox.write("data/text", "a\nb\nc\n");
+        symlink("/nowhere", sandbox.path("data/link")).unwrap();
         let one = sandbox.freeze(Way::Switch);
-        fs::remove_dir_all(sandbox.path("work")).unwrap();
+        fs::remove_dir_all(sandbox.path("data")).unwrap();
         fs::remove_file(sandbox.path("usr/bin/tool")).unwrap();
         sandbox.write("extra", "x");
         let _ = sandbox.freeze(Way::Snapshot);
         let view = store.view(&base, &one).unwrap();
         let restore = |path: &str| sandbox.files.restore_path(&view, Path::new(path));
-        assert_eq!(restore("/work/deep/er/file").unwrap(), Restored::Copied);
-        assert_eq!(sandbox.read("work/deep/er/file"), "one");
-        assert!(!sandbox.has("work/text"));
-        assert_eq!(restore("work").unwrap(), Restored::Copied);
-        assert_eq!(sandbox.read("work/text"), "a\nb\nc\n");
+        assert_eq!(restore("/data/deep/er/file").unwrap(), Restored::Copied);
+        assert_eq!(sandbox.read("data/deep/er/file"), "one");
+        assert!(!sandbox.has("data/text"));
+        assert_eq!(restore("data").unwrap(), Restored::Copied);
+        assert_eq!(sandbox.read("data/text"), "a\nb\nc\n");
         assert_eq!(
-            fs::read_link(sandbox.path("work/link")).unwrap(),
+            fs::read_link(sandbox.path("data/link")).unwrap(),
             Path::new("/nowhere")
         );
         assert_eq!(restore("/usr/bin/tool").unwrap(), Restored::Copied);
@@ -41,7 +41,7 @@ fn paths_come_back_one_by_one() {
         assert!(!sandbox.has("extra"));
         assert_eq!(restore("/never/was/there").unwrap(), Restored::Removed);
         assert!(matches!(restore("/"), Err(Error::BadPath { .. })));
-        assert!(matches!(restore("/work/../etc"), Err(Error::BadPath { .. })));
+        assert!(matches!(restore("/data/../etc"), Err(Error::BadPath { .. })));
     });
 }
 

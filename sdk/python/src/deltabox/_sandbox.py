@@ -335,7 +335,7 @@ def _checkpoint_id(checkpoint: CheckpointLike) -> str:
 def _split(path: str) -> tuple[str, str]:
     directory, name = posixpath.split(path)
     if not path.startswith("/") or name in ("", ".", ".."):
-        raise UsageError(f"{path!r} is not the absolute path of a file inside", "write it like /work/file")
+        raise UsageError(f"{path!r} is not the absolute path of a file inside", "write it like /data/file")
     return directory, name
 
 

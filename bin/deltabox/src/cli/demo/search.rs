@@ -21,7 +21,7 @@ use crate::cli::failure::Failure;
 use crate::client::{Client, OutBody, escape, json_request, request, sandbox_path};
 
 /// Where the program is in the sandbox.
-pub const PLACE: &str = "/work/planner";
+pub const PLACE: &str = "/srv/planner";
 /// Longest wait for the runner's start and for its short answers.
 const ANSWER_MAX: Duration = Duration::from_secs(20);
 
