@@ -207,6 +207,10 @@ fn apply_layout(
         // A heap that has grown has to shrink while it is still mapped, or the kernel keeps its end where it is.
         batch.call(libc::SYS_brk, &[wanted.task.layout.words[5].into()]);
     }
+    if set_up {
+        // Before anything is unmapped: the kernel does not shrink a heap that is not there any more.
+        batch.call(libc::SYS_brk, &[wanted.task.layout.words[5].into()]);
+    }
     for change in changes {
         if let Change::Unmap { start, end } = change {
             let call = batch.call(libc::SYS_munmap, &[(*start).into(), (end - start).into()]);
@@ -218,6 +222,7 @@ fn apply_layout(
         }
     }
     if set_up {
+        // And after: to grow, it needs the room.
         batch.call(libc::SYS_brk, &[wanted.task.layout.words[5].into()]);
     }
     let mut files: Vec<(Backing, bool, u64)> = Vec::new();
