@@ -258,6 +258,7 @@ fn restore_process<H: Host>(
     let tids: Vec<InsidePid> = wanted.threads.iter().map(|thread| thread.tid).collect();
     process.end_threads(&tids)?;
     choose_place(process, &wanted.vmas)?;
+    thread::release_rseq(process, &wanted.threads)?;
     if fresh {
         engine.adopt(process, wanted.identity)?;
         layout::move_kernel_mappings(process, &wanted.vmas)?;

@@ -227,6 +227,31 @@ pub fn capture(process: &mut Process, place: usize) -> Result<ThreadImage, Trace
     })
 }
 
+/// Takes back the registrations of restartable sequences that `images` do not have. The kernel writes into the area
+/// it lets go (rseq(2)), so this comes before the memory is restored: what it wrote is then put right with the rest.
+pub fn release_rseq(process: &mut Process, images: &[ThreadImage]) -> Result<(), TraceError> {
+    const UNREGISTER: u64 = 1;
+    for place in 0..process.threads.len() {
+        let thread = &mut process.threads[place];
+        let Some(image) = images.iter().find(|image| image.tid == thread.inside) else {
+            continue;
+        };
+        let rseq = &thread.tracee.context()?.rseq;
+        let (address, size, signature) = (Addr(rseq.address), rseq.size, rseq.signature);
+        if address.is_null() || (address, size, signature) == image.rseq {
+            continue;
+        }
+        let mut batch = Batch::new();
+        batch.call(
+            libc::SYS_rseq,
+            &[address.into(), size.into(), UNREGISTER.into(), signature.into()],
+        );
+        process.run_in(place, &mut batch)?;
+        process.threads[place].tracee.context_mut()?.rseq.address = 0;
+    }
+    Ok(())
+}
+
 /// Makes the thread at `place` what `image` says. Its memory must have been restored before.
 pub fn restore(process: &mut Process, place: usize, image: &ThreadImage) -> Result<(), TraceError> {
     let pid = process.inside();
@@ -236,22 +261,12 @@ pub fn restore(process: &mut Process, place: usize, image: &ThreadImage) -> Resu
     drain(&mut batch, context.pending.len());
     set_up(&mut batch, image);
     let rseq = Addr(context.rseq.address);
-    if (rseq, context.rseq.size, context.rseq.signature) != image.rseq {
-        const UNREGISTER: u64 = 1;
-        if !rseq.is_null() {
-            let (size, signature) = (context.rseq.size, context.rseq.signature);
-            batch.call(
-                libc::SYS_rseq,
-                &[rseq.into(), size.into(), UNREGISTER.into(), signature.into()],
-            );
-        }
-        let (address, size, signature) = image.rseq;
-        if !address.is_null() {
-            batch.call(
-                libc::SYS_rseq,
-                &[address.into(), size.into(), 0.into(), signature.into()],
-            );
-        }
+    let (address, size, signature) = image.rseq;
+    if (rseq, context.rseq.size, context.rseq.signature) != image.rseq && !address.is_null() {
+        batch.call(
+            libc::SYS_rseq,
+            &[address.into(), size.into(), 0.into(), signature.into()],
+        );
     }
     if image
         .pending
