@@ -56,7 +56,10 @@ impl Rooted {
         let layers = directory.path().join("layers");
         std::fs::create_dir(&layers).unwrap();
         let mut command = Command::new("unshare");
-        command.args(["-m", "sh", "-c", ENTER, "sh"]).arg(&layers);
+        command
+            .args(["-m", "sh", "-c", ENTER, "sh"])
+            .arg(&layers)
+            .stderr(std::process::Stdio::null());
         let mut target = Target::start_with(program, &mut command, |_| {});
         target.expect("ready");
         let mut rooted = Rooted {

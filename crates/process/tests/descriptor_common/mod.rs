@@ -87,7 +87,8 @@ impl Drop for Target {
 impl Target {
     /// Starts the program; `@DIR@` in its text becomes a directory of its own.
     pub fn start(program: &str) -> Target {
-        Target::start_with(program, &mut Command::new("python3"), |_| {})
+        // Not the test's own standard error: where that is a file, others write to it and move its offset.
+        Target::start_with(program, Command::new("python3").stderr(Stdio::null()), |_| {})
     }
 
     /// As [`Target::start`], with a command to run the interpreter by and more externals.
