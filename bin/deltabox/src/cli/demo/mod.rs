@@ -64,7 +64,7 @@ pub fn run(args: &Args) -> Outcome {
         ..CreateRequest::default()
     };
     // The first call also starts the daemon and makes its store.
-    let _: deltabox_api::Health = client.get("/health")?;
+    let health: deltabox_api::Health = client.get("/health")?;
     let start_ms = clock.elapsed().as_secs_f64() * 1e3;
     let clock = std::time::Instant::now();
     let info: SandboxInfo = client.post("/sandboxes", &create)?;
@@ -72,8 +72,7 @@ pub fn run(args: &Args) -> Outcome {
     say(format!(
         "daemon    started in {start_ms:.0} ms with a store on {}\n\
          sandbox   {} created in {create_ms:.1} ms over this machine's root\n",
-        store_of(client)?,
-        info.name
+        health.store.filesystem, info.name
     ))?;
     let found = search::run(client, &material, &mut |line| say(line))?;
     let log: Log = client.get(&sandbox_path(SANDBOX, "/checkpoints"))?;
@@ -95,8 +94,4 @@ pub fn run(args: &Args) -> Outcome {
         "no candidate made all tests pass, although one should",
     )
     .into())
-}
-
-fn store_of(client: &Client) -> Result<String, ApiError> {
-    Ok(client.get::<deltabox_api::Health>("/health")?.store.filesystem)
 }
