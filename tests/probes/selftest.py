@@ -25,9 +25,15 @@ def names():
 
 
 def build(name, out):
-    libs = ["-lrt"]
-    cmd = [os.environ.get("CC", "gcc"), *CFLAGS, str(HERE / f"{name}.c"), "-o", str(out / pathlib.Path(name).name), *libs]
+    """Compiles aside and renames: several drivers share the directory, and none may run half a program."""
+    exe = out / pathlib.Path(name).name
+    aside = out / f".{exe.name}.{os.getpid()}"
+    cmd = [os.environ.get("CC", "gcc"), *CFLAGS, str(HERE / f"{name}.c"), "-o", str(aside), "-lrt"]
     r = subprocess.run(cmd, capture_output=True, text=True)
+    if r.returncode == 0:
+        aside.rename(exe)
+    else:
+        aside.unlink(missing_ok=True)
     return r.returncode == 0, r.stderr
 
 
