@@ -14,5 +14,6 @@ pub mod pagemap;
 pub mod prctl;
 pub mod process_vm;
 pub mod ptrace;
+pub mod slots;
 pub mod socket;
 pub mod uffd;

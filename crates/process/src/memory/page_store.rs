@@ -6,21 +6,24 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use deltabox_sys::slots::{Slot, Slots};
+
 use super::PAGE;
 
 /// The bytes of a page.
 pub type PageBytes = [u8; PAGE as usize];
 
 /// One stored page.
-pub struct Page {
-    bytes: PageBytes,
-    /// Where the page is counted; nowhere for the shared page of zeros.
-    counter: Option<Arc<AtomicU64>>,
+enum Page {
+    /// The page of zeros.
+    Zero(Box<PageBytes>),
+    /// Any other, with where it is counted.
+    Stored(Slot, Arc<AtomicU64>),
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
-        if let Some(counter) = &self.counter {
+        if let Page::Stored(_, counter) = self {
             counter.fetch_sub(PAGE, Ordering::Relaxed);
         }
     }
@@ -35,19 +38,17 @@ impl PageRef {
     #[must_use]
     pub fn zero() -> PageRef {
         static ZERO: OnceLock<PageRef> = OnceLock::new();
-        ZERO.get_or_init(|| {
-            PageRef(Arc::new(Page {
-                bytes: [0; PAGE as usize],
-                counter: None,
-            }))
-        })
-        .clone()
+        ZERO.get_or_init(|| PageRef(Arc::new(Page::Zero(Box::new([0; PAGE as usize])))))
+            .clone()
     }
 
     /// The content.
     #[must_use]
     pub fn bytes(&self) -> &PageBytes {
-        &self.0.bytes
+        match &*self.0 {
+            Page::Zero(bytes) => bytes,
+            Page::Stored(slot, _) => slot,
+        }
     }
 
     /// Whether both are the same stored page.
@@ -60,6 +61,7 @@ impl PageRef {
 /// Makes pages and counts them.
 #[derive(Clone, Default)]
 pub struct PageStore {
+    slots: Arc<Slots>,
     counter: Arc<AtomicU64>,
 }
 
@@ -77,10 +79,10 @@ impl PageStore {
             return PageRef::zero();
         }
         self.counter.fetch_add(PAGE, Ordering::Relaxed);
-        PageRef(Arc::new(Page {
-            bytes: *bytes,
-            counter: Some(Arc::clone(&self.counter)),
-        }))
+        PageRef(Arc::new(Page::Stored(
+            self.slots.store(bytes),
+            Arc::clone(&self.counter),
+        )))
     }
 
     /// Bytes of page contents that are referred to at the moment.
