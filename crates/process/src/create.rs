@@ -136,7 +136,12 @@ fn exec_own(process: &mut Process, wanted: &ProcessImage) -> Result<(), RestoreE
     let staged = Arguments::of(wanted);
     let base = injector.stage(&mut first.tracee, &staged.bytes)?;
     injector.write(base, &staged.at(base.0))?;
-    let result = injector.call(&mut first.tracee, libc::SYS_execve, staged.args(base.0))?;
+    let result = injector.call_with_events(
+        &mut first.tracee,
+        libc::SYS_execve,
+        staged.args(base.0),
+        |_, _| {},
+    )?;
     result.map_err(|errno| exec_failed(wanted, errno))?;
     first.tracee.forget_context();
     process.program_changed()?;

@@ -8,12 +8,12 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::descriptor::{self, Contents, Externals, Member, Tables};
+use crate::descriptor::{self, Contents, Externals, Member};
 use crate::error::TraceError;
 use crate::host::Host;
-use crate::ids::{HostPid, InsidePid};
-use crate::image::{Identity, Image, Place, ProcessImage, Report};
-use crate::memory::capture::{Reader, absorb};
+use crate::ids::{Addr, HostPid, InsidePid};
+use crate::image::{Identity, ProcessImage, Report};
+use crate::memory::capture::Reader;
 use crate::memory::maps::{self, Vma};
 use crate::memory::page_store::PageStore;
 use crate::memory::page_tree::PageTree;
@@ -22,7 +22,7 @@ use crate::memory::track::{Run, Tracker};
 use crate::shared::SharedMemory;
 use crate::stop::{self, Process, StopError, Tree};
 use crate::survey::{self, Refusal, SurveyError};
-use crate::{task, thread, zombie};
+use crate::task;
 
 /// What the engine knows of a live process.
 pub(crate) struct Live {
@@ -31,6 +31,10 @@ pub(crate) struct Live {
     start_time: u64,
     /// Where the program's parts are: another place means another program (`execve`).
     program: [u64; 4],
+    /// A `syscall` instruction of the program.
+    instruction: Addr,
+    /// What it was when it was last let go, if that is known.
+    pub(crate) known: Option<Arc<ProcessImage>>,
     pub(crate) tracker: Tracker,
     pub(crate) reader: Reader,
     /// The pages as they were last seen; whatever was written since is reported by the tracker.
@@ -40,7 +44,11 @@ pub(crate) struct Live {
 impl Live {
     /// Whether this is the process, and the program, that was looked at before.
     fn is_still(&self, stat: &task::Stat) -> bool {
-        self.start_time == stat.start_time && self.program == stat.layout.program() && self.tracker.is_alive()
+        self.is_program(stat) && self.tracker.is_alive()
+    }
+
+    fn is_program(&self, stat: &task::Stat) -> bool {
+        self.start_time == stat.start_time && self.program == stat.layout.program()
     }
 }
 
@@ -48,6 +56,8 @@ impl Live {
 pub(crate) struct Scanned {
     pub(crate) vmas: Vec<Vma>,
     pub(crate) runs: Vec<Run>,
+    /// What it was then, if that is known. The writes having been looked at, this is the only chance to compare.
+    pub(crate) known: Option<Arc<ProcessImage>>,
 }
 
 /// One per sandbox. Must be used from one thread only.
@@ -59,6 +69,8 @@ pub struct Engine<H: Host> {
     pub(crate) contents: Box<dyn Contents + Send>,
     pub(crate) roots: Roots,
     pub(crate) shared: SharedMemory,
+    /// Room for pages on their way into the store.
+    pub(crate) buffer: Vec<u8>,
     next_identity: u64,
 }
 
@@ -74,6 +86,7 @@ impl<H: Host> Engine<H> {
             contents,
             roots: Roots::default(),
             shared: SharedMemory::default(),
+            buffer: Vec::new(),
             next_identity: 1,
         }
     }
@@ -96,7 +109,11 @@ impl<H: Host> Engine<H> {
     /// Stops the whole sandbox. Dropping the result lets it go on.
     pub fn stop(&mut self) -> Result<Stopped<'_, H>, StopError> {
         let start = Instant::now();
-        let tree = stop::stop(&mut self.host)?;
+        let live = &self.live;
+        let tree = stop::stop_known(&mut self.host, &|pid, stat| {
+            let live = live.get(&pid).filter(|live| live.is_program(stat));
+            live.map(|live| live.instruction)
+        })?;
         self.note_root()?;
         let mut report = Report::default();
         report.add("stop", start.elapsed());
@@ -120,7 +137,7 @@ impl<H: Host> Engine<H> {
     /// What is known of a live process; it is looked at for the first time if necessary.
     pub(crate) fn live(&mut self, process: &mut Process) -> Result<&mut Live, TraceError> {
         let pid = process.pid();
-        let stat = task::stat(pid)?;
+        let stat = process.stat().clone();
         let known = self.live.get(&pid).is_some_and(|live| live.is_still(&stat));
         if !known {
             self.live.remove(&pid);
@@ -128,6 +145,8 @@ impl<H: Host> Engine<H> {
                 identity: Identity(self.next_identity),
                 start_time: stat.start_time,
                 program: stat.layout.program(),
+                instruction: process.injector().0.instruction(),
+                known: None,
                 tracker: Tracker::new(process)?,
                 reader: Reader::new(pid)?,
                 seen: PageTree::new(),
@@ -139,29 +158,25 @@ impl<H: Host> Engine<H> {
     }
 
     /// Which program a process is, if it has been looked at before.
-    pub(crate) fn identity(&self, pid: HostPid) -> Result<Option<Identity>, TraceError> {
-        let stat = task::stat(pid)?;
-        Ok(self
-            .live
-            .get(&pid)
-            .filter(|live| live.is_still(&stat))
-            .map(|live| live.identity))
+    pub(crate) fn identity(&self, process: &Process) -> Option<Identity> {
+        self.live
+            .get(&process.pid())
+            .filter(|live| live.is_still(process.stat()))
+            .map(|live| live.identity)
     }
 
     /// Finds out what was written in a process since it was last seen.
     pub(crate) fn scan(&mut self, process: &mut Process) -> Result<Scanned, TraceError> {
-        let pid = process.pid();
-        let scratch = process.injector().0.scratch_range();
-        let vmas = self
-            .shared
-            .normalize(self.roots.normalize(maps::without(maps::read(pid)?, scratch)));
+        let vmas = self.roots.normalize(process.take_maps()?);
+        let vmas = self.shared.normalize(vmas);
         self.live(process)?.tracker.register(&vmas)?;
         // The first look injects a call, whose memory must not be taken for the program's.
         let scratch = process.injector().0.scratch_range();
         let vmas = maps::without(vmas, scratch);
         let live = self.live(process)?;
+        let known = live.known.take();
         let runs = live.tracker.scan(&vmas, &live.seen)?;
-        Ok(Scanned { vmas, runs })
+        Ok(Scanned { vmas, runs, known })
     }
 
     /// Notes that a process that has just been made continues the one with this identity.
@@ -173,9 +188,11 @@ impl<H: Host> Engine<H> {
 
     /// Notes where a program's parts are after they have been put elsewhere.
     pub(crate) fn program_moved(&mut self, process: &mut Process) -> Result<(), TraceError> {
-        let program = task::stat(process.pid())?.layout.program();
+        process.refresh_stat()?;
+        let instruction = process.injector().0.instruction();
         if let Some(live) = self.live.get_mut(&process.pid()) {
-            live.program = program;
+            live.program = process.stat().layout.program();
+            live.instruction = instruction;
         }
         Ok(())
     }
@@ -189,7 +206,7 @@ impl<H: Host> Engine<H> {
 
 /// What [`Stopped::survey`] found.
 pub struct Survey {
-    descriptors: descriptor::Live,
+    pub(crate) descriptors: descriptor::Live,
 }
 
 /// A sandbox that stands still.
@@ -255,86 +272,6 @@ impl<H: Host> Stopped<'_, H> {
         }
     }
 
-    /// Captures all processes. `previous` is the state the sandbox came from: what did not change is shared with it.
-    pub fn capture(&mut self, survey: Survey, previous: Option<&Image>) -> Result<Image, SurveyError> {
-        let mut processes = Vec::with_capacity(self.tree.processes.len());
-        for place in 0..self.tree.processes.len() {
-            processes.push(Arc::new(self.capture_process(place)?));
-        }
-        self.engine.forget_others(&self.tree);
-        let start = Instant::now();
-        let mapped = processes.iter().zip(&self.tree.processes);
-        let mapped = mapped.map(|(image, process)| (process.pid(), image.vmas.as_slice()));
-        let (shared, stored) = self.engine.shared.capture(mapped, &self.engine.store)?;
-        self.report.bytes_stored += stored;
-        self.report.add("pages", start.elapsed());
-        let start = Instant::now();
-        let zombies = zombie::find(&self.tree, self.engine.host.init_pid())?;
-        parents_first(&mut processes);
-        self.report.add("state", start.elapsed());
-        let start = Instant::now();
-        let Survey { descriptors } = survey;
-        let Engine {
-            externals, contents, ..
-        } = &mut *self.engine;
-        let previous: Option<&Tables> = previous.map(|image| &image.descriptors);
-        let descriptors = descriptor::capture(&descriptors, externals, previous, &mut **contents)?;
-        self.report.add("descriptors", start.elapsed());
-        Ok(Image {
-            processes,
-            zombies,
-            shared,
-            descriptors,
-        })
-    }
-
-    fn capture_process(&mut self, place: usize) -> Result<ProcessImage, TraceError> {
-        let Stopped { engine, tree, report } = self;
-        let parent = parent_of(tree, place, engine.host.init_pid());
-        let process = &mut tree.processes[place];
-        let start = Instant::now();
-        let scanned = engine.scan(process)?;
-        report.add("scan", start.elapsed());
-
-        let start = Instant::now();
-        let store = engine.store.clone();
-        let live = engine.live(process)?;
-        let taken = absorb(&live.reader, &scanned.vmas, &scanned.runs, &mut live.seen, &store)?;
-        let (identity, pages) = (live.identity, live.seen.clone());
-        report.bytes_read += taken.read;
-        report.bytes_stored += taken.stored;
-        report.add("pages", start.elapsed());
-
-        let start = Instant::now();
-        let threads = (0..process.threads.len())
-            .map(|place| thread::capture(process, place))
-            .collect::<Result<Vec<_>, _>>()?;
-        let task = task::capture(process)?;
-        let status = process.status();
-        let image = ProcessImage {
-            identity,
-            pid: process.inside(),
-            parent,
-            group: InsidePid(status.group),
-            session: InsidePid(status.session),
-            name: status.name.clone(),
-            group_stop: process
-                .threads
-                .iter()
-                .find_map(|thread| thread.tracee.group_stop()),
-            auxv: crate::procfs::read(process.pid(), "auxv")?,
-            exit_signal: task::stat(process.pid())?.exit_signal,
-            executable: place_of(process.pid(), "exe")?,
-            directory: place_of(process.pid(), "cwd")?,
-            task,
-            threads,
-            vmas: scanned.vmas,
-            pages,
-        };
-        report.add("state", start.elapsed());
-        Ok(image)
-    }
-
     /// Lets the sandbox go on.
     pub fn resume(self) -> Result<Report, TraceError> {
         let Stopped {
@@ -360,38 +297,4 @@ pub(crate) fn parent_of(tree: &Tree, place: usize, init: HostPid) -> InsidePid {
         .iter()
         .find(|process| process.pid().raw() == parent);
     found.map_or(InsidePid(0), Process::inside)
-}
-
-fn place_of(pid: HostPid, link: &str) -> Result<Place, TraceError> {
-    use std::os::unix::ffi::OsStringExt;
-    use std::os::unix::fs::MetadataExt;
-    let failed = |source| crate::procfs::failed(pid, link, source);
-    let name = format!("/proc/{pid}/{link}");
-    let path = std::fs::read_link(&name).map_err(failed)?;
-    let metadata = std::fs::metadata(&name).map_err(failed)?;
-    Ok(Place {
-        path: path.into_os_string().into_vec(),
-        device: metadata.dev(),
-        inode: metadata.ino(),
-    })
-}
-
-/// Orders processes so that each comes after its parent.
-fn parents_first(processes: &mut Vec<Arc<ProcessImage>>) {
-    let mut ordered: Vec<Arc<ProcessImage>> = Vec::with_capacity(processes.len());
-    let mut waiting = std::mem::take(processes);
-    while !waiting.is_empty() {
-        let (ready, rest): (Vec<_>, Vec<_>) = waiting
-            .iter()
-            .cloned()
-            .partition(|image| !waiting.iter().any(|other| other.pid == image.parent));
-        if ready.is_empty() {
-            // A cycle cannot be; better out of order than never ending.
-            ordered.extend(rest);
-            break;
-        }
-        ordered.extend(ready);
-        waiting = rest;
-    }
-    *processes = ordered;
 }

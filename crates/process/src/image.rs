@@ -106,6 +106,8 @@ pub struct Report {
     pub bytes_stored: u64,
     /// Bytes of memory written back.
     pub bytes_written: u64,
+    /// Threads that had done something, and were asked for their state or given another.
+    pub disturbed: usize,
     /// Processes changed in place.
     pub in_place: usize,
     /// Processes re-created.

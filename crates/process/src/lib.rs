@@ -4,12 +4,14 @@
 //! Architecture invariant: nothing here knows what a daemon, a layer or an image registry is. The sandbox around the
 //! processes is a [`Host`]; one OS thread owns an engine, because ptrace belongs to a thread.
 
+mod capture;
 pub mod create;
 pub mod credentials;
 pub mod descriptor;
 pub mod engine;
 pub mod error;
 pub mod host;
+mod idle;
 pub mod ids;
 pub mod image;
 pub mod inject;

@@ -9,8 +9,10 @@ use crate::error::TraceError;
 use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
 use crate::inject::{Arg, Batch, Injector};
+use crate::memory::maps::{self, Vma};
 use crate::procfs::{self, Status};
-use crate::stop::{STOP_LIMIT, StopError};
+use crate::stop::{Known, STOP_LIMIT, StopError};
+use crate::task::{self, Stat};
 use crate::tracee::Tracee;
 
 /// How long an id may stay taken by a thread that is about to be gone.
@@ -18,6 +20,9 @@ const PID_LIMIT: Duration = Duration::from_millis(200);
 
 /// How long to wait before an id is asked for again.
 const PID_PAUSE: Duration = Duration::from_micros(200);
+
+/// The `syscall` instruction.
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
 /// How every thread is held.
 pub(crate) const OPTIONS: Options = Options::SYSGOOD
@@ -39,6 +44,9 @@ pub struct Thread {
 pub struct Process {
     pid: HostPid,
     status: Status,
+    stat: Stat,
+    /// The mappings, where they have been read and not changed since.
+    maps: Option<Vec<Vma>>,
     /// The threads; the first is the leader, if it is still alive.
     pub threads: Vec<Thread>,
     injector: Injector,
@@ -67,6 +75,34 @@ impl Process {
     #[must_use]
     pub fn status(&self) -> &Status {
         &self.status
+    }
+
+    /// `/proc/PID/stat` as it was at the stop, or after the engine has last changed what it tells.
+    #[must_use]
+    pub fn stat(&self) -> &Stat {
+        &self.stat
+    }
+
+    /// Reads the mappings and keeps them for [`Process::take_maps`]. Nothing may change them in between.
+    pub(crate) fn look_at_maps(&mut self) -> Result<&[Vma], TraceError> {
+        let maps = self.take_maps()?;
+        Ok(self.maps.insert(maps))
+    }
+
+    /// The mappings have been changed.
+    pub(crate) fn forget_maps(&mut self) {
+        self.maps = None;
+    }
+
+    /// The mappings, without what the engine has injected.
+    pub(crate) fn take_maps(&mut self) -> Result<Vec<Vma>, TraceError> {
+        match self.maps.take() {
+            Some(maps) => Ok(maps),
+            None => Ok(maps::without(
+                maps::read(self.pid)?,
+                self.injector.scratch_range(),
+            )),
+        }
     }
 
     /// Runs one system call in the process's first thread and returns what it returned.
@@ -239,7 +275,8 @@ impl Process {
     pub(crate) fn adopt(pid: HostPid, tracee: Tracee) -> Result<Process, StopError> {
         let status = procfs::status(pid)?;
         let inside = InsidePid(status.thread);
-        Ok(Process::assemble(pid, status, vec![Thread { tracee, inside }])?)
+        let threads = vec![Thread { tracee, inside }];
+        Ok(Process::assemble(pid, status, threads, &|_, _| None)?)
     }
 
     /// Puts stopped threads together. There is at least one.
@@ -247,16 +284,23 @@ impl Process {
         pid: HostPid,
         status: Status,
         mut threads: Vec<Thread>,
+        known: Known<'_>,
     ) -> Result<Process, TraceError> {
         threads.sort_by_key(|thread| (thread.tracee.tid() != pid, thread.inside));
         for thread in &mut threads {
             thread.tracee.set_trap_ignored(status.ignores(libc::SIGTRAP));
         }
         let first = threads.first_mut().ok_or(TraceError::Gone { tid: pid })?;
-        let instruction = find_instruction(pid, &mut first.tracee)?;
+        let stat = task::stat(pid)?;
+        let instruction = match known(pid, &stat).filter(|&at| is_instruction(pid, at)) {
+            Some(instruction) => instruction,
+            None => find_instruction(pid, &mut first.tracee)?,
+        };
         Ok(Process {
             pid,
             status,
+            stat,
+            maps: None,
             threads,
             injector: Injector::new(pid, instruction),
         })
@@ -265,6 +309,12 @@ impl Process {
     /// Reads again who the process is; after it has changed group, session or program.
     pub(crate) fn refresh(&mut self) -> Result<(), TraceError> {
         self.status = procfs::status(self.pid)?;
+        self.refresh_stat()
+    }
+
+    /// Reads again where the program's parts are.
+    pub(crate) fn refresh_stat(&mut self) -> Result<(), TraceError> {
+        self.stat = task::stat(self.pid)?;
         Ok(())
     }
 
@@ -361,7 +411,6 @@ fn wait_until_free(init: HostPid, pid: InsidePid) {
 
 /// A `syscall` instruction in executable memory of the process: in its vDSO, else the one it is stopped at.
 fn find_instruction(pid: HostPid, tracee: &mut Tracee) -> Result<Addr, TraceError> {
-    const SYSCALL: [u8; 2] = [0x0f, 0x05];
     const VDSO_SIZE: usize = 8192;
     if let Some(start) = procfs::vdso(pid)? {
         let mut code = [0u8; VDSO_SIZE];
@@ -372,11 +421,16 @@ fn find_instruction(pid: HostPid, tracee: &mut Tracee) -> Result<Addr, TraceErro
     }
     let regs = tracee.context()?.regs;
     let before = Addr(regs.rip.wrapping_sub(2));
-    let mut code = [0u8; 2];
-    let got = deltabox_sys::process_vm::read(pid.pid(), before.0, &mut code).unwrap_or(0);
-    if got == 2 && code == SYSCALL {
+    if is_instruction(pid, before) {
         Ok(before)
     } else {
         Err(TraceError::NoInstruction { pid })
     }
+}
+
+/// Whether there is a `syscall` instruction at this address.
+fn is_instruction(pid: HostPid, at: Addr) -> bool {
+    let mut code = [0u8; 2];
+    let got = deltabox_sys::process_vm::read(pid.pid(), at.0, &mut code).unwrap_or(0);
+    got == 2 && code == SYSCALL
 }

@@ -1,6 +1,6 @@
 //! Making the processes of a stopped sandbox what an image says.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use crate::credentials::Seen;
 use crate::descriptor::{self, Environment};
-use crate::engine::{Engine, Stopped, parent_of};
+use crate::engine::{Engine, Scanned, Stopped, parent_of};
 use crate::error::TraceError;
 use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
@@ -23,7 +23,7 @@ use crate::memory::restore::page_changes;
 use crate::plan::{self, Plan, PlanError, Present};
 use crate::shared::Key;
 use crate::stop::{Process, StopError};
-use crate::{create, credentials, inject, layout, task, thread, zombie};
+use crate::{create, credentials, idle, inject, layout, task, thread, zombie};
 
 /// Why a restore did not succeed.
 #[derive(Debug, Error)]
@@ -176,7 +176,7 @@ impl<H: Host> Stopped<'_, H> {
                 .find(|wanted| wanted.pid == process.inside());
             let same =
                 |wanted: &Arc<ProcessImage>| Seen::of(process.status()) == wanted.task.credentials.seen;
-            let identity = self.engine.identity(process.pid())?;
+            let identity = self.engine.identity(process);
             present.push(Present {
                 pid: process.inside(),
                 parent: parent_of(&self.tree, place, init),
@@ -249,7 +249,7 @@ fn kill_untraceable(pids: &[HostPid]) -> Result<(), TraceError> {
 fn restore_process<H: Host>(
     engine: &mut Engine<H>,
     process: &mut Process,
-    wanted: &ProcessImage,
+    wanted: &Arc<ProcessImage>,
     fresh: bool,
     files: &HashMap<Key, File>,
     report: &mut Report,
@@ -262,8 +262,10 @@ fn restore_process<H: Host>(
     if fresh {
         engine.adopt(process, wanted.identity)?;
         layout::move_kernel_mappings(process, &wanted.vmas)?;
+        process.forget_maps();
     }
     let scanned = engine.scan(process)?;
+    let unchanged = Unchanged::find(process, wanted, &scanned)?;
     report.add("scan", start.elapsed());
 
     let start = Instant::now();
@@ -299,19 +301,66 @@ fn restore_process<H: Host>(
         credentials::restore(process, &wanted.task.credentials)?;
     }
     process.create_threads(&mut engine.host, &tids)?;
-    task::restore(process, &wanted.task)?;
-    for (place, image) in wanted.threads.iter().enumerate() {
-        thread::restore(process, place, image)?;
-    }
+    report.disturbed += restore_state(process, wanted, &unchanged)?;
+    engine.live(process)?.known = Some(Arc::clone(wanted));
     report.in_place += usize::from(!fresh);
     report.add("state", start.elapsed());
     Ok(())
 }
 
+/// What need not be restored, because it has not changed.
+struct Unchanged {
+    task: bool,
+    threads: HashSet<InsidePid>,
+}
+
+impl Unchanged {
+    fn find(
+        process: &mut Process,
+        wanted: &ProcessImage,
+        scanned: &Scanned,
+    ) -> Result<Unchanged, TraceError> {
+        let known = scanned.known.as_deref();
+        let idle = idle::threads(process, known, &scanned.vmas, &scanned.runs)?;
+        let settled = known.filter(|known| idle::task_is_settled(process, known, &idle));
+        let task = match settled {
+            Some(known) => idle::task(process, &known.task)? == wanted.task,
+            None => false,
+        };
+        let mut threads = HashSet::new();
+        for (place, was) in idle.into_iter().enumerate() {
+            let Some(was) = was else { continue };
+            let now = idle::thread(process, place, was)?;
+            if wanted.threads.contains(&now) {
+                threads.insert(now.tid);
+            }
+        }
+        Ok(Unchanged { task, threads })
+    }
+}
+
+/// Restores what has changed; returns in how many threads.
+fn restore_state(
+    process: &mut Process,
+    wanted: &ProcessImage,
+    unchanged: &Unchanged,
+) -> Result<usize, TraceError> {
+    let mut disturbed = 0;
+    if !unchanged.task {
+        task::restore(process, &wanted.task)?;
+    }
+    for (place, image) in wanted.threads.iter().enumerate() {
+        if !unchanged.threads.contains(&image.tid) {
+            thread::restore(process, place, image)?;
+            disturbed += 1;
+        }
+    }
+    Ok(disturbed)
+}
+
 /// Keeps the injected memory out of the way of the wanted mappings.
 fn choose_place(process: &mut Process, wanted: &[Vma]) -> Result<(), RestoreError> {
-    let now = maps::read(process.pid())?;
-    let gap = maps::gap(&now, wanted, inject::ROOM).ok_or(RestoreError::Layout {
+    let gap = maps::gap(process.look_at_maps()?, wanted, inject::ROOM).ok_or(RestoreError::Layout {
         pid: process.inside(),
         detail: "there is no free address range to work in".to_owned(),
     })?;

@@ -8,10 +8,11 @@ use thiserror::Error;
 
 use crate::error::TraceError;
 use crate::host::Host;
-use crate::ids::{HostPid, InsidePid};
+use crate::ids::{Addr, HostPid, InsidePid};
 use crate::process::OPTIONS;
 pub use crate::process::{Process, Thread, Tree, Untraceable};
 use crate::procfs::{self, Status};
+use crate::task::Stat;
 use crate::tracee::Tracee;
 
 /// How long all threads together may take to stop. A thread that waits for a `vfork` child, or for a dead network
@@ -87,15 +88,23 @@ impl<H: Host + ?Sized> Drop for Frozen<'_, H> {
     }
 }
 
+/// What is known of a process from an earlier stop: where its `syscall` instruction is.
+pub(crate) type Known<'k> = &'k dyn Fn(HostPid, &Stat) -> Option<Addr>;
+
 /// Stops all processes of the sandbox. On failure nothing stays stopped.
 pub fn stop<H: Host + ?Sized>(host: &mut H) -> Result<Tree, StopError> {
+    stop_known(host, &|_, _| None)
+}
+
+/// As [`stop`], with what an earlier stop has found out.
+pub(crate) fn stop_known<H: Host + ?Sized>(host: &mut H, known: Known<'_>) -> Result<Tree, StopError> {
     let start = Instant::now();
     let mut frozen = Frozen { host, thawed: true };
     loop {
         frozen.freeze()?;
         let seen = look_settled(&mut frozen)?;
         let Some(waiting) = seen.iter().find(|process| process.cannot_stop) else {
-            return hold(frozen, seen);
+            return hold(frozen, seen, known);
         };
         if start.elapsed() > STOP_LIMIT {
             return Err(stuck(&waiting.status));
@@ -123,7 +132,7 @@ struct Seen {
 fn look_settled<H: Host + ?Sized>(frozen: &mut Frozen<'_, H>) -> Result<Vec<Seen>, StopError> {
     let start = Instant::now();
     loop {
-        let seen = look(frozen)?;
+        let seen = look(frozen, &HashSet::new())?;
         if start.elapsed() > SETTLE_LIMIT || !seen.iter().any(|process| process.running) {
             return Ok(seen);
         }
@@ -131,12 +140,16 @@ fn look_settled<H: Host + ?Sized>(frozen: &mut Frozen<'_, H>) -> Result<Vec<Seen
     }
 }
 
-/// Reads which processes and threads there are.
-fn look<H: Host + ?Sized>(frozen: &mut Frozen<'_, H>) -> Result<Vec<Seen>, StopError> {
+/// Reads which processes there are besides those that are known, and their threads.
+fn look<H: Host + ?Sized>(
+    frozen: &mut Frozen<'_, H>,
+    known: &HashSet<HostPid>,
+) -> Result<Vec<Seen>, StopError> {
     let mut pids = frozen.host.pids().map_err(|source| StopError::Host {
         what: "list the processes of",
         source,
     })?;
+    pids.retain(|pid| !known.contains(pid));
     pids.sort_unstable();
     let mut found = Vec::with_capacity(pids.len());
     for pid in pids {
@@ -164,7 +177,12 @@ fn look_at(pid: HostPid) -> Result<Seen, TraceError> {
         return Ok(seen);
     }
     for tid in procfs::threads(pid)? {
-        match procfs::thread_status(pid, tid) {
+        let status = if tid == pid {
+            Ok(seen.status.clone())
+        } else {
+            procfs::thread_status(pid, tid)
+        };
+        match status {
             // A first thread that has ended before the others.
             Ok(status) if matches!(status.state, 'Z' | 'X') => {}
             Ok(status) => seen.add(tid, InsidePid(status.thread), status.state),
@@ -193,7 +211,11 @@ struct Attached {
     tracees: Vec<Thread>,
 }
 
-fn hold<H: Host + ?Sized>(mut frozen: Frozen<'_, H>, seen: Vec<Seen>) -> Result<Tree, StopError> {
+fn hold<H: Host + ?Sized>(
+    mut frozen: Frozen<'_, H>,
+    seen: Vec<Seen>,
+    known_before: Known<'_>,
+) -> Result<Tree, StopError> {
     let mut tree = Tree {
         processes: Vec::with_capacity(seen.len()),
         untraceable: Vec::new(),
@@ -207,13 +229,10 @@ fn hold<H: Host + ?Sized>(mut frozen: Frozen<'_, H>, seen: Vec<Seen>) -> Result<
             attach(process, &mut attached, &mut tree)?;
         }
         // Where the freezer works, nothing can have been born since.
-        waiting = look(&mut frozen)?
-            .into_iter()
-            .filter(|process| !known.contains(&process.pid))
-            .collect();
+        waiting = look(&mut frozen, &known)?;
         if waiting.is_empty() {
             frozen.thaw()?;
-            return wait_all(attached, tree);
+            return wait_all(attached, tree, known_before);
         }
     }
     Err(StopError::TooMany)
@@ -247,7 +266,7 @@ fn attach(seen: Seen, attached: &mut Vec<Attached>, tree: &mut Tree) -> Result<(
     Ok(())
 }
 
-fn wait_all(attached: Vec<Attached>, mut tree: Tree) -> Result<Tree, StopError> {
+fn wait_all(attached: Vec<Attached>, mut tree: Tree, known: Known<'_>) -> Result<Tree, StopError> {
     let start = Instant::now();
     let mut stuck_threads = Vec::new();
     for Attached { seen, tracees } in attached {
@@ -265,7 +284,7 @@ fn wait_all(attached: Vec<Attached>, mut tree: Tree) -> Result<Tree, StopError> 
         }
         if !threads.is_empty() {
             tree.processes
-                .push(Process::assemble(seen.pid, seen.status, threads)?);
+                .push(Process::assemble(seen.pid, seen.status, threads, known)?);
         }
     }
     if let Some((status, _)) = stuck_threads.first() {

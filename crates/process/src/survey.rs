@@ -8,7 +8,7 @@ use thiserror::Error;
 use crate::descriptor;
 use crate::error::TraceError;
 use crate::ids::InsidePid;
-use crate::memory::maps::{self, Kind, Vma};
+use crate::memory::maps::{Kind, Vma};
 use crate::stop::{Process, Tree};
 
 /// Something that cannot be carried over a checkpoint.
@@ -111,8 +111,8 @@ fn process_refusals(process: &mut Process, found: &mut Vec<Refusal>) -> Result<(
             break;
         }
     }
-    for vma in maps::read(process.pid())? {
-        if let Some((what, why, remedy)) = mapping_refusal(&vma) {
+    for vma in process.look_at_maps()? {
+        if let Some((what, why, remedy)) = mapping_refusal(vma) {
             refuse(&what, why, remedy);
         }
     }

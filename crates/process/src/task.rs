@@ -1,5 +1,6 @@
 //! What a process has besides memory, threads and descriptors: signal actions, timers, limits, settings.
 
+use deltabox_sys::attributes;
 use serde::{Deserialize, Serialize};
 
 use crate::credentials::{self, Credentials};
@@ -98,10 +99,10 @@ const SETTINGS: [(i32, i32, Answer); 6] = [
 
 /// Number of resource limits (`RLIM_NLIMITS`).
 const RESOURCES: usize = 16;
-/// `sizeof(struct rlimit64)`.
-const LIMIT_SIZE: usize = 16;
 
-struct Questions {
+pub(crate) struct Questions {
+    /// Timers, but for what is left of them.
+    timers_now: Vec<PosixTimer>,
     actions: Vec<(i32, Buffer)>,
     timers: [Buffer; 3],
     personality: CallId,
@@ -109,11 +110,12 @@ struct Questions {
     credentials: credentials::Questions,
     settings: Vec<(CallId, Buffer)>,
     posix: Vec<Buffer>,
-    limits: Vec<Buffer>,
 }
 
-fn ask(batch: &mut Batch, status: &procfs::Status, timers: &[PosixTimer]) -> Questions {
-    let credentials = credentials::ask(batch, status);
+/// Adds the questions to a batch.
+pub(crate) fn ask(batch: &mut Batch, process: &Process) -> Result<Questions, TraceError> {
+    let timers = posix_timers(process)?;
+    let credentials = credentials::ask(batch, process.status());
     let mut actions = Vec::new();
     // Flags may be set where the handler is the default one, which /proc does not tell.
     for signal in changeable() {
@@ -143,16 +145,6 @@ fn ask(batch: &mut Batch, status: &procfs::Status, timers: &[PosixTimer]) -> Que
             (batch.call(libc::SYS_prctl, &[get.into(), target]), stored)
         })
         .collect();
-    let limits = (0..RESOURCES)
-        .map(|number| {
-            let limit = batch.output(LIMIT_SIZE);
-            batch.call(
-                libc::SYS_prlimit64,
-                &[0.into(), number.into(), 0.into(), limit.into()],
-            );
-            limit
-        })
-        .collect();
     let posix = timers
         .iter()
         .map(|timer| {
@@ -161,7 +153,8 @@ fn ask(batch: &mut Batch, status: &procfs::Status, timers: &[PosixTimer]) -> Que
             setting
         })
         .collect();
-    Questions {
+    Ok(Questions {
+        timers_now: timers,
         actions,
         timers: interval_timers,
         personality,
@@ -169,18 +162,37 @@ fn ask(batch: &mut Batch, status: &procfs::Status, timers: &[PosixTimer]) -> Que
         credentials,
         settings,
         posix,
-        limits,
-    }
+    })
 }
 
-/// Captures a stopped process.
-pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
+/// The resource limits of a process.
+pub(crate) fn limits(pid: HostPid) -> Result<Vec<Vec<u8>>, TraceError> {
+    let read = (0..RESOURCES).map(|number| attributes::limit(pid.pid(), number));
+    read.collect::<std::io::Result<_>>()
+        .map_err(|source| TraceError::Request {
+            tid: pid,
+            what: "read the limits of",
+            source,
+        })
+}
+
+/// The adjustment of the out-of-memory score.
+pub(crate) fn oom_score(pid: HostPid) -> Result<i32, TraceError> {
+    let text = procfs::read_text(pid, "oom_score_adj")?;
+    text.trim()
+        .parse()
+        .map_err(|_| procfs::malformed(pid, "oom_score_adj"))
+}
+
+/// The stopped process in whose first thread the batch has been run.
+pub(crate) fn answers(
+    process: &mut Process,
+    batch: &Batch,
+    asked: &Questions,
+) -> Result<TaskImage, TraceError> {
     let pid = process.pid();
-    let status = process.status().clone();
-    let mut timers = posix_timers(process)?;
-    let mut batch = Batch::new();
-    let asked = ask(&mut batch, &status, &timers);
-    process.run(&mut batch)?;
+    let umask = process.status().umask;
+    let mut timers = asked.timers_now.clone();
     for (timer, setting) in timers.iter_mut().zip(&asked.posix) {
         timer.setting = batch.bytes(*setting).to_vec();
     }
@@ -196,9 +208,9 @@ pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
                 returned
             }
         });
-    let mut layout = stat(pid)?.layout;
+    let mut layout = process.stat().layout.clone();
     layout.words[5] = batch.result(asked.brk).unwrap_or(0);
-    let credentials = credentials::answers(process, &batch, &asked.credentials)?;
+    let credentials = credentials::answers(process, batch, &asked.credentials)?;
     let context = process
         .threads
         .first_mut()
@@ -219,18 +231,11 @@ pub fn capture(process: &mut Process) -> Result<TaskImage, TraceError> {
             .map(|&timer| batch.bytes(timer).to_vec())
             .collect(),
         timers,
-        limits: asked
-            .limits
-            .iter()
-            .map(|&limit| batch.bytes(limit).to_vec())
-            .collect(),
-        umask: status.umask,
+        limits: limits(pid)?,
+        umask,
         personality: batch.result(asked.personality).unwrap_or(0),
         settings: settings.collect(),
-        oom_score_adj: procfs::read_text(pid, "oom_score_adj")?
-            .trim()
-            .parse()
-            .unwrap_or(0),
+        oom_score_adj: oom_score(pid)?,
         credentials,
         layout,
     })
@@ -490,7 +495,7 @@ fn set_timers(batch: &mut Batch, live: &[PosixTimer], wanted: &[PosixTimer]) {
 }
 
 fn restore_oom_score(pid: HostPid, score: i32) -> Result<(), TraceError> {
-    if procfs::read_text(pid, "oom_score_adj")?.trim().parse() != Ok(score) {
+    if oom_score(pid)? != score {
         std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
             .map_err(|source| procfs::failed(pid, "oom_score_adj", source))?;
     }

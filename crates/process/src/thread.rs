@@ -125,7 +125,7 @@ const NAME_SIZE: usize = 16;
 const ALTSTACK_SIZE: usize = 24;
 
 /// The questions put to a thread, and where the answers will be.
-struct Questions {
+pub(crate) struct Questions {
     tid_address: Buffer,
     altstack: Buffer,
     robust_head: Buffer,
@@ -138,7 +138,8 @@ struct Questions {
     scheduling: Buffer,
 }
 
-fn ask(batch: &mut Batch) -> Questions {
+/// Adds the questions to a batch.
+pub(crate) fn ask(batch: &mut Batch) -> Questions {
     let tid_address = batch.output(8);
     batch.call(
         libc::SYS_prctl,
@@ -187,11 +188,13 @@ pub(crate) fn word(bytes: &[u8]) -> u64 {
     bytes.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
-/// Captures the thread at `place` of a stopped process.
-pub fn capture(process: &mut Process, place: usize) -> Result<ThreadImage, TraceError> {
-    let mut batch = Batch::new();
-    let asked = ask(&mut batch);
-    process.run_in(place, &mut batch)?;
+/// The thread at `place` of a stopped process, in which the batch has been run.
+pub(crate) fn answers(
+    process: &mut Process,
+    place: usize,
+    batch: &Batch,
+    asked: &Questions,
+) -> Result<ThreadImage, TraceError> {
     let thread = &mut process.threads[place];
     let tid = thread.inside;
     let xstate = thread.tracee.xstate()?;
@@ -338,6 +341,18 @@ fn set_up(batch: &mut Batch, image: &ThreadImage) {
     );
     let scheduling = batch.input(&image.scheduling);
     batch.call(libc::SYS_sched_setattr, &[0.into(), scheduling.into(), 0.into()]);
+}
+
+/// The registers of a thread that was interrupted in a system call which it would make again, the call being named.
+pub(crate) fn interrupted_call(process: &Process, regs: &UserRegs) -> Option<UserRegs> {
+    /// `ERESTARTSYS` to `ERESTART_RESTARTBLOCK`, the kernel's own codes.
+    const RESTARTS: std::ops::RangeInclusive<i64> = 512..=516;
+    let in_call = regs.orig_rax.cast_signed() >= 0;
+    (in_call && RESTARTS.contains(&regs.rax.cast_signed().wrapping_neg())).then(|| {
+        let mut regs = *regs;
+        name_restarted_call(process, &mut regs);
+        regs
+    })
 }
 
 /// A call that has been interrupted and restarted before goes by the number of `restart_syscall`, which means nothing

@@ -3,6 +3,7 @@
 //! Architecture invariant: nothing here knows what a sandbox or a checkpoint is. One module per kernel
 //! interface; what `rustix` already offers safely is used from there and not wrapped again.
 
+pub mod attributes;
 pub mod btrfs;
 pub mod clone;
 pub mod fd;

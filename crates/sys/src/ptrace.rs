@@ -118,6 +118,11 @@ pub fn cont_to_syscall(pid: Pid, signal: i32) -> io::Result<()> {
     plain(libc::PTRACE_SYSCALL, pid, 0, signal as usize)
 }
 
+/// `PTRACE_SINGLESTEP`: run one instruction; of a `syscall` instruction, the whole call.
+pub fn step(pid: Pid) -> io::Result<()> {
+    plain(libc::PTRACE_SINGLESTEP, pid, 0, 0)
+}
+
 /// `PTRACE_LISTEN`: keep a group-stopped tracee stopped, but let it notice `SIGCONT`.
 pub fn listen(pid: Pid) -> io::Result<()> {
     plain(libc::PTRACE_LISTEN, pid, 0, 0)

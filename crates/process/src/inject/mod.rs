@@ -1,8 +1,8 @@
 //! System calls run inside of a stopped process, with its own identity and privileges (seccomp suspended).
 //!
 //! Two ways, one result:
-//! - **stepping**: the thread is pointed at a `syscall` instruction of its own vDSO and run from entry to exit. Works
-//!   always, two stops per call.
+//! - **stepping**: the thread is pointed at a `syscall` instruction of its own vDSO and single-stepped over it: one stop
+//!   per call; two where a trap must not be used, and for calls that make or replace a task.
 //! - **batches**: a mapping of a few pages, injected by stepping, holds a loop of a few instructions and an array of
 //!   records {number, arguments, result}; the loop runs them all and ends in a trap: one stop for any number of calls.
 //!
@@ -91,10 +91,10 @@ impl Injector {
         number: i64,
         args: [u64; 6],
     ) -> Result<Result<u64, Errno>, TraceError> {
-        tracee.call(self.instruction, number.cast_unsigned(), args, |_, _| {})
+        tracee.step(self.instruction, number.cast_unsigned(), args)
     }
 
-    /// As [`Injector::call`], reporting `PTRACE_EVENT_*` stops of the call with their message.
+    /// For calls that make or replace a task: as [`Injector::call`], reporting `PTRACE_EVENT_*` stops of the call with their message.
     pub fn call_with_events(
         &self,
         tracee: &mut Tracee,
@@ -134,13 +134,12 @@ impl Injector {
         let first = scratch.start.plus(CODE_SIZE).0;
         let after = first + (batch.len() * batch::RECORD) as u64;
         let stop_on_error = u64::from(batch.stops_on_error());
-        let ended = tracee.run_to_trap(|regs| {
+        tracee.run_to_trap(|regs| {
             regs.rip = scratch.start.0;
             regs.rbx = first;
             regs.r12 = after;
             regs.r13 = stop_on_error;
-        })?;
-        Ok(ended.is_some())
+        })
     }
 
     fn step_records(
@@ -152,7 +151,7 @@ impl Injector {
     ) -> Result<(), TraceError> {
         for place in 0..batch.len() {
             let (number, args) = batch.resolved(place, base);
-            let result = tracee.call(self.instruction, number, args, |_, _| {})?;
+            let result = tracee.step(self.instruction, number, args)?;
             let failed = result.is_err();
             let raw = result.unwrap_or_else(|errno| (-i64::from(errno.raw_os_error())).cast_unsigned());
             let at = (place + 1) * batch::RECORD - 8;

@@ -15,7 +15,7 @@ use crate::error::TraceError;
 use crate::ids::{Addr, HostPid};
 
 /// Bytes read in one go: small enough to stay in the second-level cache, large enough to hide the call.
-const CHUNK: usize = 1 << 20;
+const CHUNK: usize = 256 << 10;
 
 /// What a capture did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -96,19 +96,21 @@ impl Reader {
     }
 }
 
-/// Brings `tree`, what was last seen of the process, up to date.
+/// Brings `tree`, what was last seen of the process, up to date. `buffer` is room to work in, kept for the next time:
+/// memory that is new costs more than what is done with it.
 pub fn absorb(
     reader: &Reader,
     vmas: &[Vma],
     runs: &[Run],
     tree: &mut PageTree,
     store: &PageStore,
+    buffer: &mut Vec<u8>,
 ) -> Result<Taken, TraceError> {
     forget_unmapped(vmas, tree);
     let mut taken = Taken::default();
     let mut pending: Vec<(u64, usize, usize)> = Vec::new();
     let mut size = 0;
-    let mut buffer = vec![0u8; CHUNK];
+    buffer.resize(CHUNK, 0);
     for run in runs {
         if !run.content {
             tree.remove(run.start / PAGE, run.end / PAGE);
@@ -121,7 +123,7 @@ pub fn absorb(
             size += length;
             at += length as u64;
             if size == CHUNK {
-                absorb_chunk(reader, vmas, &pending, &mut buffer, tree, store, &mut taken)?;
+                absorb_chunk(reader, vmas, &pending, buffer, tree, store, &mut taken)?;
                 pending.clear();
                 size = 0;
             }

@@ -1,6 +1,6 @@
 //! Rollbacks of processes that are still there.
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, compiled};
 
 #[test]
 fn python_variables_go_back() {
@@ -128,4 +128,48 @@ fn mappings_go_back() {
         python.ask("_ = (m[:] == b'a' * (1 << 20), s[:5], 'n' in globals())"),
         "(True, b'first', False)"
     );
+}
+
+#[test]
+fn threads_that_sleep_are_left_alone() {
+    let mut sandbox = Sandbox::new();
+    let mut python = sandbox.python();
+    python.ask("import signal, threading, time");
+    python.ask("t = [threading.Thread(target=time.sleep, args=(1000,), daemon=True) for i in range(3)]");
+    python.ask("[x.start() for x in t]; time.sleep(0.05)");
+    // The answer comes before the program waits for the next line.
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let (_, first) = sandbox.timed_checkpoint();
+    assert_eq!(first.disturbed, 4);
+    let (asleep, second) = sandbox.timed_checkpoint();
+    assert_eq!(second.disturbed, 0);
+    assert_eq!(sandbox.rollback(&asleep).disturbed, 0);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    python.ask("signal.signal(signal.SIGUSR1, signal.SIG_IGN); x = 5");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    // The main thread has run, and it alone.
+    assert_eq!(sandbox.rollback(&asleep).disturbed, 1);
+    assert_eq!(
+        python.ask("_ = (signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL, 'x' in globals())"),
+        "(True, False)"
+    );
+}
+
+/// A signal handler changes what no register and no variable tells.
+#[test]
+fn a_thread_that_came_back_to_the_same_call_has_not_slept() {
+    let mut sandbox = Sandbox::new();
+    let mut program = sandbox.start(&[compiled("back.c").to_str().unwrap()]);
+    assert_eq!(program.ask(""), "0 0");
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    sandbox.checkpoint();
+    let before = sandbox.checkpoint();
+    let pid = sandbox.engine.host().host_pid(program.pid).unwrap();
+    rustix::process::kill_process(pid.pid(), rustix::process::Signal::USR1).unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(50));
+    let (_, after) = sandbox.timed_checkpoint();
+    assert_eq!(after.disturbed, 1);
+    assert_eq!(program.ask(""), "1 1");
+    assert_eq!(sandbox.rollback(&before).disturbed, 1);
+    assert_eq!(program.ask(""), "0 0");
 }

@@ -11,14 +11,20 @@
 //! there is enough. The stop at the exit of an injected system call is not: the thread would go to user mode with
 //! `-ERESTART*` in `rax`. [`Tracee::release`] therefore sends such a thread through one more `PTRACE_INTERRUPT`.
 
+mod ending;
+mod run;
+mod wait;
+
 use std::io;
 use std::time::{Duration, Instant};
 
 use deltabox_sys::ptrace::{self, Options, Queue, RawSiginfo, RseqConfiguration, UserRegs, event};
-use rustix::io::Errno;
+
+pub use run::decode;
+pub use wait::{Status, wait};
 
 use crate::error::TraceError;
-use crate::ids::{Addr, HostPid};
+use crate::ids::HostPid;
 use crate::interrupted::{leave_critical_section, make_restartable};
 
 /// The longest an injected system call may take before the engine gives up on the thread.
@@ -29,65 +35,6 @@ const STOP_OF_THE_DEAD: Duration = Duration::from_millis(100);
 
 /// `SIGTRAP`, which the engine keeps unblocked while injected code runs.
 const SIGTRAP: i32 = 5;
-
-/// A stop or end that `waitpid` reported.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Status {
-    /// Stopped by `signal`; `event` is one of `PTRACE_EVENT_*` or 0.
-    Stopped { signal: i32, event: i32 },
-    /// The thread has ended; the raw wait status.
-    Ended(i32),
-}
-
-impl Status {
-    fn from_raw(raw: i32) -> Status {
-        if raw & 0xff == 0x7f {
-            Status::Stopped {
-                signal: (raw >> 8) & 0xff,
-                event: raw >> 16,
-            }
-        } else {
-            Status::Ended(raw)
-        }
-    }
-}
-
-/// Waits until `tid` stops or ends, not longer than `limit`. `Ok(None)` when the time is over.
-///
-/// Stops come within microseconds, so this looks often at first and sleeps only when it takes longer.
-pub fn wait(tid: HostPid, limit: Duration) -> Result<Option<Status>, TraceError> {
-    let start = Instant::now();
-    let mut rounds = 0u32;
-    loop {
-        match rustix::process::waitpid(Some(tid.pid()), ptrace::wait_options(true)) {
-            Ok(Some((_, status))) => return Ok(Some(Status::from_raw(status.as_raw()))),
-            Ok(None) => {}
-            Err(Errno::INTR) => continue,
-            Err(Errno::CHILD) => return Err(TraceError::Gone { tid }),
-            Err(error) => {
-                return Err(TraceError::Request {
-                    tid,
-                    what: "wait for",
-                    source: error.into(),
-                });
-            }
-        }
-        rounds += 1;
-        if rounds < 64 {
-            rustix::thread::sched_yield();
-            continue;
-        }
-        let elapsed = start.elapsed();
-        if elapsed > limit {
-            return Ok(None);
-        }
-        if elapsed < Duration::from_millis(1) {
-            rustix::thread::sched_yield();
-        } else {
-            std::thread::sleep(Duration::from_micros(50));
-        }
-    }
-}
 
 /// What a thread has in its CPU and signal state while it is stopped, as the program left it.
 #[derive(Clone)]
@@ -271,84 +218,6 @@ impl Tracee {
         Ok(())
     }
 
-    /// Forgets the cached [`Context`], whose registers and mask must have been put back before.
-    /// Makes the thread end by itself (`exit(2)`), the other threads of its process staying.
-    pub(crate) fn exit(self, instruction: Addr) -> Result<(), TraceError> {
-        self.last_call(instruction, libc::SYS_exit, [0; 2], 0)
-    }
-
-    /// Makes the process of this only thread end with an exit code.
-    pub(crate) fn exit_group(self, instruction: Addr, code: i32) -> Result<(), TraceError> {
-        self.last_call(
-            instruction,
-            libc::SYS_exit_group,
-            [i64::from(code).cast_unsigned(), 0],
-            0,
-        )
-    }
-
-    /// Makes the process of this only thread die of a signal, without a core file.
-    pub(crate) fn die_of(mut self, instruction: Addr, signal: i32) -> Result<(), TraceError> {
-        let none = rustix::process::Rlimit {
-            current: Some(0),
-            maximum: Some(0),
-        };
-        let _ = rustix::process::prlimit(Some(self.tid.pid()), rustix::process::Resource::Core, none);
-        // A new program, or a child made by us: the default action is one exec or one call away at most.
-        self.disturb()?;
-        let result = ptrace::set_sigmask(self.tid.pid(), 0);
-        self.checked("mask the signals of", result)?;
-        let pid = i64::from(crate::procfs::status(self.tid)?.process).cast_unsigned();
-        self.last_call(
-            instruction,
-            libc::SYS_kill,
-            [pid, i64::from(signal).cast_unsigned()],
-            signal,
-        )
-    }
-
-    /// Runs a call that ends the thread; `signal` is delivered if it comes.
-    fn last_call(
-        mut self,
-        instruction: Addr,
-        number: i64,
-        args: [u64; 2],
-        signal: i32,
-    ) -> Result<(), TraceError> {
-        if signal == 0 {
-            self.disturb()?;
-        }
-        let mut regs = self.context()?.regs;
-        regs.orig_rax = u64::MAX;
-        regs.rsp = 0;
-        regs.rax = number.cast_unsigned();
-        [regs.rdi, regs.rsi] = args;
-        regs.rip = instruction.0;
-        let result = ptrace::set_regs(self.tid.pid(), &regs);
-        self.checked("set the registers of", result)?;
-        let mut deliver = 0;
-        loop {
-            let result = ptrace::cont(self.tid.pid(), deliver);
-            self.checked("continue", result)?;
-            match self.wait_call() {
-                Ok(Status::Ended(status)) => {
-                    self.ended = Some(status);
-                    return Ok(());
-                }
-                Ok(Status::Stopped {
-                    signal: got,
-                    event: 0,
-                }) if got == signal => deliver = signal,
-                Ok(Status::Stopped { .. }) => deliver = 0,
-                Err(error) if error.is_gone() => {
-                    self.ended = Some(0);
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     /// The context belongs to a program that is no more; the thread is at the exit of `execve`.
     pub(crate) fn forget_context(&mut self) {
         self.context = None;
@@ -400,153 +269,6 @@ impl Tracee {
     pub fn set_xstate(&self, state: &[u8]) -> Result<(), TraceError> {
         ptrace::set_regset(self.tid.pid(), ptrace::NT_X86_XSTATE, state)
             .map_err(|source| self.request("set the CPU state of", source))
-    }
-
-    /// Whether a trap instruction can end injected code without the program being able to tell: a forced `SIGTRAP`
-    /// would reset an ignored one to its default, and swallow a pending one.
-    fn trap_is_invisible(&mut self) -> Result<bool, TraceError> {
-        let context = self.context()?;
-        let is_trap = |info: &RawSiginfo| i32::from(info[0]) == SIGTRAP;
-        let pending = context.pending.iter().any(is_trap) || context.process_pending.iter().any(is_trap);
-        Ok(!pending && !self.trap_ignored)
-    }
-
-    /// Blocks all signals, so that none of the program is touched by what is about to run. The trap that ends
-    /// injected code must not be blocked: the kernel would reset its action.
-    fn disturb(&mut self) -> Result<(), TraceError> {
-        if !self.mask_changed {
-            let open = if self.trap_is_invisible()? {
-                1 << (SIGTRAP - 1)
-            } else {
-                0
-            };
-            let result = ptrace::set_sigmask(self.tid.pid(), !open);
-            self.checked("mask the signals of", result)?;
-            self.mask_changed = true;
-        }
-        self.disturbed = true;
-        Ok(())
-    }
-
-    /// Runs code at `entry` with `regs` set by `prepare`, until it executes a trap instruction.
-    /// `Ok(None)` if that could be noticed by the program: use [`Tracee::call`] instead.
-    pub(crate) fn run_to_trap(
-        &mut self,
-        prepare: impl FnOnce(&mut UserRegs),
-    ) -> Result<Option<UserRegs>, TraceError> {
-        if !self.trap_is_invisible()? {
-            return Ok(None);
-        }
-        self.start_run(prepare)?;
-        self.finish_run().map(Some)
-    }
-
-    /// The first half of [`Tracee::run_to_trap`]: the code runs, the caller must call [`Tracee::finish_run`].
-    fn start_run(&mut self, prepare: impl FnOnce(&mut UserRegs)) -> Result<(), TraceError> {
-        self.disturb()?;
-        let mut regs = self.context()?.regs;
-        regs.orig_rax = u64::MAX;
-        // Injected code has no stack: sigaltstack(2) refuses changes while rsp is on the alternate one.
-        regs.rsp = 0;
-        prepare(&mut regs);
-        let result = ptrace::set_regs(self.tid.pid(), &regs);
-        self.checked("set the registers of", result)?;
-        let result = ptrace::cont(self.tid.pid(), 0);
-        self.checked("continue", result)
-    }
-
-    fn finish_run(&mut self) -> Result<UserRegs, TraceError> {
-        loop {
-            match self.wait_call()? {
-                Status::Stopped {
-                    signal: SIGTRAP,
-                    event: 0,
-                } => {
-                    self.stop = Some(StopKind::Signal);
-                    let result = ptrace::get_regs(self.tid.pid());
-                    return result.map_err(|source| self.request("read", source));
-                }
-                Status::Stopped { signal, event: 0 }
-                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) =>
-                {
-                    self.stop = Some(StopKind::Signal);
-                    return Err(TraceError::Crashed {
-                        tid: self.tid,
-                        signal,
-                    });
-                }
-                Status::Stopped { signal, event } => {
-                    self.pass_over(signal, event);
-                    let result = ptrace::cont(self.tid.pid(), 0);
-                    self.checked("continue", result)?;
-                }
-                Status::Ended(status) => return Err(self.died(status)),
-            }
-        }
-    }
-
-    /// Runs one system call by stepping from its entry to its exit. `instruction` is the address of a `syscall`
-    /// instruction of the program. Events of `clone` and `execve` are reported to `on_event`.
-    pub(crate) fn call(
-        &mut self,
-        instruction: Addr,
-        number: u64,
-        args: [u64; 6],
-        mut on_event: impl FnMut(i32, u64),
-    ) -> Result<Result<u64, Errno>, TraceError> {
-        self.disturb()?;
-        let mut regs = self.context()?.regs;
-        regs.orig_rax = u64::MAX;
-        regs.rsp = 0;
-        regs.rax = number;
-        regs.rip = instruction.0;
-        [regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9] = args;
-        let result = ptrace::set_regs(self.tid.pid(), &regs);
-        self.checked("set the registers of", result)?;
-        let mut entered = false;
-        loop {
-            let result = ptrace::cont_to_syscall(self.tid.pid(), 0);
-            self.checked("continue", result)?;
-            match self.wait_call()? {
-                Status::Stopped { signal, event: 0 } if signal == SIGTRAP | 0x80 => {
-                    self.stop = Some(StopKind::SyscallExit);
-                    if entered {
-                        break;
-                    }
-                    entered = true;
-                }
-                Status::Stopped {
-                    signal: SIGTRAP,
-                    event,
-                } if event != 0 && event != event::STOP => {
-                    let message = ptrace::event_message(self.tid.pid());
-                    on_event(event, message.map_err(|source| self.request("read", source))?);
-                }
-                Status::Stopped { signal, event: 0 }
-                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) =>
-                {
-                    return Err(TraceError::Crashed {
-                        tid: self.tid,
-                        signal,
-                    });
-                }
-                Status::Stopped { signal, event } => self.pass_over(signal, event),
-                Status::Ended(status) => return Err(self.died(status)),
-            }
-        }
-        let regs = ptrace::get_regs(self.tid.pid()).map_err(|source| self.request("read", source))?;
-        Ok(decode(regs.rax))
-    }
-
-    /// A stop that is not ours: remembers a `SIGSTOP` so that it is not lost.
-    fn pass_over(&mut self, signal: i32, event: i32) {
-        if event == 0 && signal != SIGTRAP {
-            self.held_signal = signal;
-        }
-    }
-
-    fn wait_call(&mut self) -> Result<Status, TraceError> {
-        wait(self.tid, CALL_LIMIT)?.ok_or(TraceError::Stuck { tid: self.tid })
     }
 
     /// Puts registers and signal mask back as [`Tracee::context`] says, the thread staying stopped where the kernel
@@ -637,39 +359,6 @@ impl Tracee {
         self.ended = Some(0);
     }
 
-    /// Kills the process of this only thread.
-    pub(crate) fn kill(self) -> Result<(), TraceError> {
-        let killed = rustix::process::kill_process(self.tid.pid(), rustix::process::Signal::KILL);
-        if let Err(errno) = killed {
-            return Err(self.request("kill", errno.into()));
-        }
-        self.wait_ended()
-    }
-
-    /// Waits for the end of a thread that has been killed.
-    pub(crate) fn wait_ended(mut self) -> Result<(), TraceError> {
-        loop {
-            match self.wait_call() {
-                Ok(Status::Ended(status)) => {
-                    self.ended = Some(status);
-                    return Ok(());
-                }
-                Ok(Status::Stopped { .. }) => {
-                    let result = ptrace::cont(self.tid.pid(), 0);
-                    match self.checked("continue", result) {
-                        Err(error) if !error.is_gone() => return Err(error),
-                        _ => {}
-                    }
-                }
-                Err(error) if error.is_gone() => {
-                    self.ended = Some(0);
-                    return Ok(());
-                }
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
     fn died(&mut self, status: i32) -> TraceError {
         self.ended = Some(status);
         TraceError::Died {
@@ -700,18 +389,6 @@ impl Drop for Tracee {
         if let Err(error) = self.let_go() {
             tracing::debug!(tid = self.tid.raw(), %error, "a thread could not be let go in order");
         }
-    }
-}
-
-/// Splits a raw system call result.
-pub fn decode(raw: u64) -> Result<u64, Errno> {
-    let signed = raw.cast_signed();
-    if (-4095..0).contains(&signed) {
-        Err(Errno::from_raw_os_error(
-            i32::try_from(-signed).unwrap_or(libc::EIO),
-        ))
-    } else {
-        Ok(raw)
     }
 }
 

@@ -1,0 +1,176 @@
+//! Taking the state of all processes of a stopped sandbox.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::descriptor::{self, Tables};
+use crate::engine::{Engine, Scanned, Stopped, Survey, parent_of};
+use crate::error::TraceError;
+use crate::host::Host;
+use crate::ids::{HostPid, InsidePid};
+use crate::image::{Image, Place, ProcessImage};
+use crate::inject::Batch;
+use crate::memory::capture::absorb;
+use crate::process::Process;
+use crate::survey::SurveyError;
+use crate::task::{self, TaskImage};
+use crate::thread::{self, ThreadImage};
+use crate::{idle, zombie};
+
+impl<H: Host> Stopped<'_, H> {
+    /// Captures all processes. `previous` is the state the sandbox came from: what did not change is shared with it.
+    pub fn capture(&mut self, survey: Survey, previous: Option<&Image>) -> Result<Image, SurveyError> {
+        let mut processes = Vec::with_capacity(self.tree.processes.len());
+        for place in 0..self.tree.processes.len() {
+            let image = self.capture_process(place);
+            if image.is_err() {
+                // What was found to be written has not been stored: next time everything counts as written.
+                let pid = self.tree.processes[place].pid();
+                self.engine.live.remove(&pid);
+            }
+            processes.push(image?);
+        }
+        self.engine.forget_others(&self.tree);
+        let start = Instant::now();
+        let mapped = processes.iter().zip(&self.tree.processes);
+        let mapped = mapped.map(|(image, process)| (process.pid(), image.vmas.as_slice()));
+        let (shared, stored) = self.engine.shared.capture(mapped, &self.engine.store)?;
+        self.report.bytes_stored += stored;
+        self.report.add("pages", start.elapsed());
+        let start = Instant::now();
+        let zombies = zombie::find(&self.tree, self.engine.host.init_pid())?;
+        parents_first(&mut processes);
+        self.report.add("state", start.elapsed());
+        let start = Instant::now();
+        let Survey { descriptors } = survey;
+        let Engine {
+            externals, contents, ..
+        } = &mut *self.engine;
+        let previous: Option<&Tables> = previous.map(|image| &image.descriptors);
+        let descriptors = descriptor::capture(&descriptors, externals, previous, &mut **contents)?;
+        self.report.add("descriptors", start.elapsed());
+        Ok(Image {
+            processes,
+            zombies,
+            shared,
+            descriptors,
+        })
+    }
+
+    fn capture_process(&mut self, place: usize) -> Result<Arc<ProcessImage>, TraceError> {
+        let Stopped { engine, tree, report } = self;
+        let parent = parent_of(tree, place, engine.host.init_pid());
+        let process = &mut tree.processes[place];
+        let start = Instant::now();
+        let scanned = engine.scan(process)?;
+        report.add("scan", start.elapsed());
+
+        let start = Instant::now();
+        let store = engine.store.clone();
+        let mut buffer = std::mem::take(&mut engine.buffer);
+        let live = engine.live(process)?;
+        let Scanned { vmas, runs, .. } = &scanned;
+        let taken = absorb(&live.reader, vmas, runs, &mut live.seen, &store, &mut buffer)?;
+        report.bytes_read += taken.read;
+        report.bytes_stored += taken.stored;
+        report.add("pages", start.elapsed());
+
+        let start = Instant::now();
+        let (task, threads) = state(process, &scanned, &mut report.disturbed)?;
+        let image = Arc::new(ProcessImage {
+            identity: live.identity,
+            pid: process.inside(),
+            parent,
+            group: InsidePid(process.status().group),
+            session: InsidePid(process.status().session),
+            name: process.name().to_owned(),
+            group_stop: process
+                .threads
+                .iter()
+                .find_map(|thread| thread.tracee.group_stop()),
+            auxv: crate::procfs::read(process.pid(), "auxv")?,
+            exit_signal: process.stat().exit_signal,
+            executable: place_of(process.pid(), "exe")?,
+            directory: place_of(process.pid(), "cwd")?,
+            task,
+            threads,
+            vmas: scanned.vmas,
+            pages: live.seen.clone(),
+        });
+        live.known = Some(Arc::clone(&image));
+        engine.buffer = buffer;
+        report.add("state", start.elapsed());
+        Ok(image)
+    }
+}
+
+/// What a process has besides memory and descriptors. Only threads that have done something are asked, and
+/// what concerns the process as a whole is asked along with its first one.
+fn state(
+    process: &mut Process,
+    scanned: &Scanned,
+    disturbed: &mut usize,
+) -> Result<(TaskImage, Vec<ThreadImage>), TraceError> {
+    let known = scanned.known.as_deref();
+    let idle = idle::threads(process, known, &scanned.vmas, &scanned.runs)?;
+    let settled = known.filter(|known| idle::task_is_settled(process, known, &idle));
+    let mut task = match settled {
+        Some(known) => Some(idle::task(process, &known.task)?),
+        None => None,
+    };
+    let mut threads = Vec::with_capacity(idle.len());
+    for (place, idle) in idle.into_iter().enumerate() {
+        let mut batch = Batch::new();
+        let of_task = match task {
+            None => Some(task::ask(&mut batch, process)?),
+            Some(_) => None,
+        };
+        let of_thread = idle.is_none().then(|| thread::ask(&mut batch));
+        *disturbed += usize::from(!batch.is_empty());
+        process.run_in(place, &mut batch)?;
+        if let Some(asked) = of_task {
+            task = Some(task::answers(process, &batch, &asked)?);
+        }
+        threads.push(match (of_thread, idle) {
+            (Some(asked), _) => thread::answers(process, place, &batch, &asked)?,
+            (None, Some(was)) => idle::thread(process, place, was)?,
+            (None, None) => return Err(TraceError::Gone { tid: process.pid() }),
+        });
+    }
+    let task = task.ok_or(TraceError::Gone { tid: process.pid() })?;
+    Ok((task, threads))
+}
+
+fn place_of(pid: HostPid, link: &str) -> Result<Place, TraceError> {
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::MetadataExt;
+    let failed = |source| crate::procfs::failed(pid, link, source);
+    let name = format!("/proc/{pid}/{link}");
+    let path = std::fs::read_link(&name).map_err(failed)?;
+    let metadata = std::fs::metadata(&name).map_err(failed)?;
+    Ok(Place {
+        path: path.into_os_string().into_vec(),
+        device: metadata.dev(),
+        inode: metadata.ino(),
+    })
+}
+
+/// Orders processes so that each comes after its parent.
+fn parents_first(processes: &mut Vec<Arc<ProcessImage>>) {
+    let mut ordered: Vec<Arc<ProcessImage>> = Vec::with_capacity(processes.len());
+    let mut waiting = std::mem::take(processes);
+    while !waiting.is_empty() {
+        let (ready, rest): (Vec<_>, Vec<_>) = waiting
+            .iter()
+            .cloned()
+            .partition(|image| !waiting.iter().any(|other| other.pid == image.parent));
+        if ready.is_empty() {
+            // A cycle cannot be; better out of order than never ending.
+            ordered.extend(rest);
+            break;
+        }
+        ordered.extend(ready);
+        waiting = rest;
+    }
+    *processes = ordered;
+}
