@@ -275,13 +275,14 @@ impl<H: Host> Stopped<'_, H> {
     /// Lets the sandbox go on.
     pub fn resume(self) -> Result<Report, TraceError> {
         let Stopped {
-            engine: _,
+            engine,
             tree,
             mut report,
         } = self;
         let start = Instant::now();
         tree.resume()?;
         report.add("resume", start.elapsed());
+        engine.store.prepare();
         Ok(report)
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The general allocator is the wrong tool for pages that live as long as checkpoints do: on a thread of its own it
 //! grows its heap by one `mprotect(2)` for each page, and gives freed memory back only to fault it in again. Here a
-//! block is one mapping of 2 MB that becomes resident at once, and a few empty blocks are kept warm for the next
-//! delta, because the first touch of memory is what a virtual machine charges most for.
+//! block is one mapping of 2 MB, and empty ones are made resident ahead ([`Slots::prepare`]) for the next delta, because
+//! the first touch of memory is what a virtual machine charges most for.
 
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,8 +18,8 @@ const BLOCK: usize = 2 << 20;
 
 const SLOTS: usize = BLOCK / SLOT;
 
-/// Empty blocks that are kept for the next delta.
-const WARM: usize = 16;
+/// Most empty blocks that are kept for the next delta.
+pub const WARM: usize = 16;
 
 /// One mapping.
 struct Block {
@@ -59,6 +59,9 @@ unsafe impl Send for Slot {}
 unsafe impl Sync for Slot {}
 
 impl Slots {
+    /// Slots of a block.
+    pub const PER_BLOCK: usize = SLOTS;
+
     fn lock(&self) -> MutexGuard<'_, Blocks> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -79,6 +82,18 @@ impl Slots {
         }
     }
 
+    /// Sees to it that there are `blocks` empty blocks (at most [`WARM`]) that are resident.
+    pub fn prepare(&self, blocks: usize) {
+        while self.lock().empty.len() < blocks.min(WARM) {
+            let start = map_block();
+            // SAFETY: the block was mapped just now. Without this the first write to each page makes it resident.
+            let _ = unsafe { madvise(start.as_ptr().cast(), BLOCK, Advice::LinuxPopulateWrite) };
+            let mut blocks = self.lock();
+            let number = blocks.add(start);
+            blocks.empty.push(number);
+        }
+    }
+
     /// Bytes of memory that are mapped for slots, in use or not.
     #[must_use]
     pub fn mapped(&self) -> u64 {
@@ -92,7 +107,7 @@ impl Blocks {
         let number = match self.partial.last() {
             Some(&number) => number,
             None => {
-                let number = self.empty.pop().unwrap_or_else(|| self.add());
+                let number = self.empty.pop().unwrap_or_else(|| self.add(map_block()));
                 self.partial.push(number);
                 number
             }
@@ -109,9 +124,9 @@ impl Blocks {
         (number, start.cast())
     }
 
-    fn add(&mut self) -> u32 {
+    fn add(&mut self, start: NonNull<u8>) -> u32 {
         let block = Block {
-            start: map_block(),
+            start,
             free: (0..SLOTS as u16).rev().collect(),
         };
         if let Some(number) = self.unused_numbers.pop() {
@@ -230,6 +245,17 @@ mod tests {
         assert_eq!(slots.mapped(), (WARM * BLOCK) as u64);
         let again = slots.store(&[2; SLOT]);
         assert_eq!((again[0], slots.mapped()), (2, (WARM * BLOCK) as u64));
+    }
+
+    #[test]
+    fn blocks_can_be_prepared() {
+        let slots = Arc::new(Slots::default());
+        slots.prepare(3);
+        assert_eq!(slots.mapped(), 3 * BLOCK as u64);
+        let _kept: Vec<Slot> = (0..3 * SLOTS).map(|_| slots.store(&[1; SLOT])).collect();
+        assert_eq!(slots.mapped(), 3 * BLOCK as u64);
+        slots.prepare(1000);
+        assert_eq!(slots.mapped(), ((3 + WARM) * BLOCK) as u64);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! A page is immutable once it is in the store. Its bytes are counted as long as anything refers to it, so the number
 //! is what the store really holds, not a sum over images.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, OnceLock};
 
 use deltabox_sys::slots::{Slot, Slots};
@@ -59,17 +60,41 @@ impl PageRef {
 }
 
 /// Makes pages and counts them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct PageStore {
     slots: Arc<Slots>,
     counter: Arc<AtomicU64>,
+    /// Pages stored since memory was prepared last.
+    taken: Arc<AtomicUsize>,
+    /// Asks the thread that prepares memory for this many blocks.
+    wanted: Sender<usize>,
 }
 
 impl PageStore {
-    /// An empty store.
+    /// An empty store, with a thread that prepares memory for it and ends with the last reference.
     #[must_use]
     pub fn new() -> PageStore {
-        PageStore::default()
+        let slots = Arc::new(Slots::default());
+        let (wanted, asked) = std::sync::mpsc::channel();
+        let weak = Arc::downgrade(&slots);
+        let prepare = move || {
+            for blocks in asked {
+                if let Some(slots) = weak.upgrade() {
+                    slots.prepare(blocks);
+                }
+            }
+        };
+        // Without the thread everything works too, only slower.
+        let thread = std::thread::Builder::new().name("pages".to_owned());
+        if let Err(error) = thread.spawn(prepare) {
+            tracing::warn!(%error, "memory for pages will not be prepared ahead");
+        }
+        PageStore {
+            slots,
+            counter: Arc::default(),
+            taken: Arc::default(),
+            wanted,
+        }
     }
 
     /// Stores a page. A page of zeros costs nothing.
@@ -79,16 +104,33 @@ impl PageStore {
             return PageRef::zero();
         }
         self.counter.fetch_add(PAGE, Ordering::Relaxed);
+        self.taken.fetch_add(1, Ordering::Relaxed);
         PageRef(Arc::new(Page::Stored(
             self.slots.store(bytes),
             Arc::clone(&self.counter),
         )))
     }
 
+    /// Has memory made ready in the background for another delta like the one since the last call, and a bit more.
+    pub fn prepare(&self) {
+        let taken = self.taken.swap(0, Ordering::Relaxed);
+        if taken > 0 {
+            let _ = self
+                .wanted
+                .send((taken + taken / 2).div_ceil(Slots::PER_BLOCK) + 1);
+        }
+    }
+
     /// Bytes of page contents that are referred to at the moment.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.counter.load(Ordering::Relaxed)
+    }
+}
+
+impl Default for PageStore {
+    fn default() -> PageStore {
+        PageStore::new()
     }
 }
 
