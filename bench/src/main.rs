@@ -6,6 +6,7 @@
 mod client;
 mod daemon;
 mod files;
+mod fork;
 mod many;
 mod processes;
 mod sample;
@@ -33,6 +34,8 @@ enum Scenario {
     Many,
     /// Checkpoint and rollback of files and live processes together.
     Processes,
+    /// Forks of a sandbox with live processes.
+    Fork,
 }
 
 fn main() -> client::Result<()> {
@@ -43,6 +46,7 @@ fn main() -> client::Result<()> {
             Scenario::Files => files::run(&daemon, arguments.rounds)?,
             Scenario::Many => many::run(&daemon, arguments.rounds)?,
             Scenario::Processes => processes::run(&daemon, arguments.rounds)?,
+            Scenario::Fork => fork::run(&daemon, arguments.rounds)?,
         }
     }
     Ok(())

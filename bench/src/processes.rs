@@ -37,9 +37,8 @@ pub fn run(daemon: &Daemon, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn workload(client: &mut Client, resident_mb: usize, dirty_kb: usize, rounds: usize) -> Result<()> {
-    let name = format!("p{resident_mb}-{dirty_kb}");
-    client.create(&name, Root::Host)?;
+/// Starts the programs in a sandbox and waits until they work.
+pub fn start_workload(client: &mut Client, name: &str, resident_mb: usize, dirty_kb: usize) -> Result<()> {
     let script = format!("sleep 1000000 & python3 -S -c \"$PROGRAM\" {resident_mb} {dirty_kb}");
     let request = ExecRequest {
         argv: vec!["/bin/bash".into(), "-c".into(), script],
@@ -47,8 +46,15 @@ fn workload(client: &mut Client, resident_mb: usize, dirty_kb: usize, rounds: us
         detach: true,
         ..ExecRequest::default()
     };
-    client.exec(&name, request)?;
-    client.must(&name, "while ! [ -e /w/ready ]; do sleep 0.05; done")?;
+    client.exec(name, request)?;
+    client.must(name, "while ! [ -e /w/ready ]; do sleep 0.05; done")?;
+    Ok(())
+}
+
+fn workload(client: &mut Client, resident_mb: usize, dirty_kb: usize, rounds: usize) -> Result<()> {
+    let name = format!("p{resident_mb}-{dirty_kb}");
+    client.create(&name, Root::Host)?;
+    start_workload(client, &name, resident_mb, dirty_kb)?;
     let mut first = Samples::default();
     first.time(|| client.checkpoint(&name))?;
     let (mut checkpoints, mut stopped, mut rollbacks) =

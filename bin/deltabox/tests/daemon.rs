@@ -181,6 +181,104 @@ fn a_state_goes_back_and_forth() {
     assert_eq!(home.ok(&["ls", "--json"]), "[]");
 }
 
+/// A server with a thread and an open file, which counts, and answers by a FIFO.
+const COUNTER: &str = r"
+import os, threading, time
+log = open('/tmp/log', 'a')
+memory = {'note': 'none', 'ticks': 0}
+def tick():
+    while True:
+        memory['ticks'] += 1
+        time.sleep(0.001)
+threading.Thread(target=tick, daemon=True).start()
+os.mkfifo('/tmp/in'); os.mkfifo('/tmp/out')
+while True:
+    word = open('/tmp/in').read().strip()
+    if word:
+        memory['note'] = word
+        print(word, file=log, flush=True)
+    before = memory['ticks']
+    time.sleep(0.05)
+    alive = memory['ticks'] > before
+    with open('/tmp/out', 'w') as out:
+        print(os.getpid(), memory['note'], open('/tmp/log').read().split(), alive, file=out)
+";
+
+#[test]
+fn children_have_files_processes_and_memory_of_their_own() {
+    let home = Home::new();
+    home.ok(&["create", "--name", "source"]);
+    home.ok(&["exec", "-d", "source", "python3", "-c", COUNTER]);
+    let ask = |name: &str, word: &str| {
+        let script =
+            format!("while ! [ -p /tmp/out ]; do sleep 0.02; done; echo {word} > /tmp/in; cat /tmp/out");
+        home.ok(&["exec", name, "sh", "-c", &script])
+    };
+    assert_eq!(ask("source", "first"), "2 first ['first'] True");
+    let point = home.ok(&["checkpoint", "source"]);
+    assert_eq!(ask("source", "second"), "2 second ['first', 'second'] True");
+
+    let names = home.ok(&["fork", "source", "-n", "3", "--name", "live"]);
+    assert_eq!(names.lines().collect::<Vec<_>>(), ["live-1", "live-2", "live-3"]);
+    assert_eq!(ask("live-1", "mine"), "2 mine ['first', 'second', 'mine'] True");
+    assert_eq!(ask("live-2", ""), "2 second ['first', 'second'] True");
+    assert_eq!(home.ok(&["exec", "live-2", "hostname"]), "live-2");
+    let id = |name: &str| home.ok(&["exec", name, "sh", "-c", "echo $DELTABOX_SANDBOX_ID"]);
+    assert_ne!(id("live-1"), id("live-2"));
+
+    // From a checkpoint, from a child, and after the source has gone; a child has a history of its own.
+    assert_eq!(
+        home.ok(&["fork", "source", "--from", &point, "--name", "old"]),
+        "old"
+    );
+    assert_eq!(ask("source", ""), "2 second ['first', 'second'] True");
+    home.ok(&["rm", "--force", "source"]);
+    assert_eq!(ask("old", ""), "2 first ['first'] True");
+    assert_eq!(home.ok(&["fork", "live-1", "--name", "grandchild"]), "grandchild");
+    assert_eq!(
+        ask("grandchild", "deep"),
+        "2 deep ['first', 'second', 'mine', 'deep'] True"
+    );
+    home.ok(&["rollback", "grandchild", "@"]);
+    assert_eq!(ask("grandchild", ""), "2 mine ['first', 'second', 'mine'] True");
+    assert_eq!(ask("live-1", ""), "2 mine ['first', 'second', 'mine'] True");
+}
+
+#[test]
+fn what_keeps_one_child_from_being_made_is_told_in_its_place() {
+    let home = Home::new();
+    home.ok(&["create", "--name", "box"]);
+    home.ok(&["create", "--name", "kid-2"]);
+    let output = home.output(&["fork", "box", "-n", "3", "--name", "kid", "--json"]);
+    let children: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let told: Vec<(Option<&str>, bool)> = children
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|child| (child["name"].as_str(), child["error"]["kind"] == "conflict"))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (Some("kid-1"), false),
+            (Some("kid-2"), true),
+            (Some("kid-3"), false)
+        ]
+    );
+    assert_eq!(output.status.code(), Some(4));
+    for (arguments, code) in [
+        (["fork", "box", "-n", "0"], 2),
+        (["fork", "box", "--from", "nothing"], 3),
+        (["fork", "nobody", "-n", "1"], 3),
+        (["fork", "box", "--name", "Bad Name"], 2),
+    ] {
+        assert_eq!(home.fails(&arguments).0, code, "{arguments:?}");
+    }
+    // Nothing is left of those that were not made.
+    let names: serde_json::Value = serde_json::from_str(&home.ok(&["ls", "--json"])).unwrap();
+    assert_eq!(names.as_array().unwrap().len(), 4);
+}
+
 #[test]
 fn the_last_words_of_a_quick_command_are_never_lost() {
     let home = Home::new();

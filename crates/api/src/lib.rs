@@ -8,12 +8,14 @@ mod checkpoint;
 mod error;
 mod exec;
 mod files;
+mod fork;
 mod sandbox;
 
 pub use checkpoint::*;
 pub use error::*;
 pub use exec::*;
 pub use files::*;
+pub use fork::*;
 pub use sandbox::*;
 
 /// Version of the API: the first segment of every path.

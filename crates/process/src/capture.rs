@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::credentials::Seen;
 use crate::descriptor::{self, Tables};
 use crate::engine::{Engine, Scanned, Stopped, Survey, parent_of};
 use crate::error::TraceError;
@@ -60,6 +61,7 @@ impl<H: Host> Stopped<'_, H> {
     fn capture_process(&mut self, place: usize) -> Result<Arc<ProcessImage>, TraceError> {
         let Stopped { engine, tree, report } = self;
         let parent = parent_of(tree, place, engine.host.init_pid());
+        let first = engine.host.first_id();
         let process = &mut tree.processes[place];
         let start = Instant::now();
         let scanned = engine.scan(process)?;
@@ -76,7 +78,8 @@ impl<H: Host> Stopped<'_, H> {
         report.add("pages", start.elapsed());
 
         let start = Instant::now();
-        let (task, threads) = state(process, &scanned, &mut report.disturbed)?;
+        let (mut task, threads) = state(process, &scanned, &mut report.disturbed)?;
+        task.credentials.seen = Seen::of(process.status(), first);
         let image = Arc::new(ProcessImage {
             identity: live.identity,
             pid: process.inside(),

@@ -51,11 +51,12 @@ pub struct Credentials {
     pub seccomp: u32,
     /// Seccomp filters, oldest first.
     pub filters: Vec<Filter>,
-    /// What the engine sees of it in `/proc/PID/status`, to tell cheaply whether it is still the same.
+    /// What the engine sees of it in `/proc/PID/status`, to tell cheaply whether it is still the same; filled in by
+    /// who knows the sandbox.
     pub seen: Seen,
 }
 
-/// The engine's view: ids are those of its own user namespace.
+/// What `/proc` tells, with the ids counted from the sandbox's first one.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Seen {
     uids: [u32; 4],
@@ -67,13 +68,14 @@ pub struct Seen {
 }
 
 impl Seen {
-    /// From the status of a process.
+    /// From the status of a process in a sandbox whose ids begin at `first`.
     #[must_use]
-    pub fn of(status: &Status) -> Seen {
+    pub fn of(status: &Status, first: u32) -> Seen {
+        let inside = |id: u32| id.wrapping_sub(first);
         Seen {
-            uids: status.uids,
-            gids: status.gids,
-            groups: status.groups.clone(),
+            uids: status.uids.map(inside),
+            gids: status.gids.map(inside),
+            groups: status.groups.iter().copied().map(inside).collect(),
             capabilities: status.capabilities,
             no_new_privs: status.no_new_privs,
             seccomp: (status.seccomp, status.seccomp_filters),
@@ -139,7 +141,7 @@ pub(crate) fn answers(
         securebits: batch.result(asked.securebits).unwrap_or(0),
         seccomp: status.seccomp,
         filters: filters(process)?,
-        seen: Seen::of(status),
+        seen: Seen::default(),
     })
 }
 
@@ -163,12 +165,13 @@ fn filters(process: &Process) -> Result<Vec<Filter>, TraceError> {
     Ok(found)
 }
 
-/// Gives a process that has just been made the credentials of `image`.
-pub(crate) fn restore(process: &mut Process, image: &Credentials) -> Result<(), TraceError> {
+/// Gives a process that has just been made the credentials of `image`. The sandbox's ids begin at `first`.
+pub(crate) fn restore(process: &mut Process, image: &Credentials, first: u32) -> Result<(), TraceError> {
     process.refresh()?;
     let now = process.status().clone();
+    let seen = Seen::of(&now, first);
     // /proc does not tell the secure bits; the maker's are hardly ever set.
-    if Seen::of(&now) == image.seen && image.securebits == 0 {
+    if seen == image.seen && image.securebits == 0 {
         return Ok(());
     }
     let mut batch = Batch::new();
@@ -179,7 +182,7 @@ pub(crate) fn restore(process: &mut Process, image: &Credentials) -> Result<(), 
         .flat_map(|group| group.to_ne_bytes())
         .collect();
     let list = batch.input(&groups);
-    if now.groups.len() != image.groups.len() || now.groups != image.seen.groups {
+    if seen.groups != image.seen.groups {
         must.push((
             batch.call(libc::SYS_setgroups, &[image.groups.len().into(), list.into()]),
             "setgroups",

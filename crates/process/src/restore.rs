@@ -167,15 +167,16 @@ impl<H: Host> Stopped<'_, H> {
     }
 
     fn plan(&mut self, image: &Image) -> Result<Plan, RestoreError> {
-        let init = self.engine.host.init_pid();
+        let (init, first) = (self.engine.host.init_pid(), self.engine.host.first_id());
         let mut present = Vec::new();
         for (place, process) in self.tree.processes.iter().enumerate() {
             let wanted = image
                 .processes
                 .iter()
                 .find(|wanted| wanted.pid == process.inside());
-            let same =
-                |wanted: &Arc<ProcessImage>| Seen::of(process.status()) == wanted.task.credentials.seen;
+            let same = |wanted: &Arc<ProcessImage>| {
+                Seen::of(process.status(), first) == wanted.task.credentials.seen
+            };
             let identity = self.engine.identity(process);
             present.push(Present {
                 pid: process.inside(),
@@ -298,7 +299,7 @@ fn restore_process<H: Host>(
 
     let start = Instant::now();
     if fresh {
-        credentials::restore(process, &wanted.task.credentials)?;
+        credentials::restore(process, &wanted.task.credentials, engine.host.first_id())?;
     }
     process.create_threads(&mut engine.host, &tids)?;
     report.disturbed += restore_state(process, wanted, &unchanged)?;

@@ -23,6 +23,9 @@ impl Host for Loose {
     fn init_pid(&self) -> HostPid {
         HostPid::from(rustix::process::getpid())
     }
+    fn first_id(&self) -> u32 {
+        0
+    }
     fn set_next_pid(&mut self, _: InsidePid) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())
     }

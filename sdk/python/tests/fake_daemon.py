@@ -239,6 +239,8 @@ class Handler(BaseHTTPRequestHandler):
             return {"checkpoints": sandbox.checkpoints, "current": sandbox.current}
         if parts == ["rollback"]:
             return sandbox.rollback(json.loads(self.body)["to"])
+        if parts == ["fork"]:
+            return self.fork(sandbox, json.loads(self.body))
         if parts == ["diff"]:
             return sandbox.diff(self.query.get("from"), self.query.get("to"))
         if parts == ["files"]:
@@ -248,6 +250,26 @@ class Handler(BaseHTTPRequestHandler):
         if parts[0] == "execs":
             return self.route_exec(sandbox, parts[1], parts[2])
         raise Failed("not_found", f"no endpoint {self.path}")
+
+    def fork(self, source: FakeSandbox, request: dict[str, Any]) -> Any:
+        if request["from"] is None:
+            source.checkpoint({"label": None, "token": None, "wait": "ready"})
+        point = source.find(request["from"] or "@")
+        daemon, children = self.server, []
+        for number in range(1, request["count"] + 1):
+            name = request["name"] or f"made-up-{next(daemon.numbers)}"
+            if request["name"] and request["count"] > 1:
+                name += f"-{number}"
+            if name in daemon.sandboxes:
+                error = {"kind": "conflict", "message": f"the name '{name}' is taken", "hint": "choose another"}
+                children.append({"name": name, "error": error})
+                continue
+            child = daemon.sandboxes[name] = FakeSandbox(daemon.home, name, source.request)
+            child.checkpoints.append({**point, "parent": None})
+            shutil.copytree(source.copy_of(point), child.copy_of(point), symlinks=True)
+            child.rollback(point["id"])
+            children.append({**child.info(), "total_ms": 1.0})
+        return {"checkpoint": point["id"], "stopped_ms": 0.1, "total_ms": 1.0, "children": children}
 
     def files(self, method: str, sandbox: FakeSandbox) -> Any:
         path = sandbox.root + self.query["path"]

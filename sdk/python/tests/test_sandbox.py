@@ -10,6 +10,7 @@ from deltabox import (
     CommandFailed,
     CommandLost,
     Conflict,
+    ForkFailed,
     NotFound,
     Sandbox,
     UsageError,
@@ -102,6 +103,27 @@ def test_checkpoint_rollback_and_diff(sb: Sandbox) -> None:
     assert [c.id for c in log.checkpoints] == [first.id, second.id]
     assert log.current == first.id
     assert log.checkpoints[0].token == "turn 1"
+
+
+def test_children_go_on_by_themselves(sb: Sandbox) -> None:
+    where = "/tmp" if os.environ.get("DELTABOX_BIN") else None  # the fake daemon's root is a directory of the host
+    sb.run("echo start > note", workdir=where, check=True)
+    before = sb.checkpoint()
+    sb.run("echo later > note", workdir=where, check=True)
+    one, two = sb.fork(2, name=f"{sb.name}-kid")
+    with one, two:
+        assert [one.name, two.name] == [f"{sb.name}-kid-1", f"{sb.name}-kid-2"]
+        one.run("echo one > note", workdir=where, check=True)
+        notes = [s.run("cat note", workdir=where).stdout for s in (sb, one, two)]
+        assert notes == ["later\n", "one\n", "later\n"]
+        assert two.log().current == sb.log().current
+        with pytest.raises(ForkFailed) as failed:
+            sb.fork(3, from_checkpoint=before, name=f"{sb.name}-kid")
+        assert set(failed.value.errors) == {one.name, two.name}
+        assert all(isinstance(error, Conflict) for error in failed.value.errors.values())
+        (third,) = failed.value.children
+        with third:
+            assert third.run("cat note", workdir=where).stdout == "start\n"
 
 
 def test_a_durable_checkpoint_says_so(sb: Sandbox) -> None:

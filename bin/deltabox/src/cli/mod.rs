@@ -10,6 +10,7 @@ mod doctor;
 mod exec;
 mod export;
 mod failure;
+mod fork;
 mod inspect;
 mod log;
 mod ls;
@@ -53,6 +54,7 @@ enum Command {
     Rm(rm::Args),
     Checkpoint(checkpoint::Args),
     Rollback(rollback::Args),
+    Fork(fork::Args),
     Log(log::Args),
     Diff(diff::Args),
     Restore(restore::Args),
@@ -102,6 +104,7 @@ fn run(command: Command) -> Outcome {
         Command::Rm(args) => rm::run(&args),
         Command::Checkpoint(args) => checkpoint::run(args),
         Command::Rollback(args) => rollback::run(args),
+        Command::Fork(args) => fork::run(args),
         Command::Log(args) => log::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Restore(args) => restore::run(args),

@@ -30,6 +30,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/execs/{exec}/signal", post(signal))
         .route("/checkpoints", get(log).post(checkpoint))
         .route("/rollback", post(rollback))
+        .route("/fork", post(fork))
         .route("/diff", get(diff))
         .route("/restore", post(transfer::restore))
         .route("/export", get(transfer::export))
@@ -184,6 +185,14 @@ async fn rollback(
 ) -> Answer<RollbackResult> {
     let handle = daemon.handle(&name)?;
     answer(on_sandbox(&handle, move |sandbox| sandbox.rollback(&request.to)).await)
+}
+
+async fn fork(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    JsonBody(request): JsonBody<ForkRequest>,
+) -> Answer<ForkResult> {
+    answer(blocking(move || daemon.engine.fork(&name, request)).await)
 }
 
 #[derive(Deserialize)]

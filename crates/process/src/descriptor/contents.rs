@@ -64,6 +64,18 @@ impl ContentDirectory {
         }
     }
 
+    /// Has `other`, on the same filesystem, keep a content as well; one that it has already is no error.
+    ///
+    /// # Errors
+    /// When the content is not there or cannot be linked.
+    pub fn share(&self, id: ContentId, other: &ContentDirectory) -> io::Result<()> {
+        let name = name(id);
+        match rustix::fs::linkat(&self.dir, &name, &other.dir, &name, AtFlags::empty()) {
+            Ok(()) | Err(Errno::EXIST) => Ok(()),
+            Err(e) => Err(e.into()),
+        }
+    }
+
     fn stored(&self, id: ContentId) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         Ok(rustix::fs::openat(&self.dir, name(id), flags, Mode::empty())?.into())

@@ -301,6 +301,9 @@ impl Host for TestHost {
         HostPid::new(1).unwrap()
     }
 
+    fn first_id(&self) -> u32 {
+        0
+    }
     fn set_next_pid(&mut self, _: InsidePid) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
     }

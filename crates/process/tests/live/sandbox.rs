@@ -208,6 +208,9 @@ impl Host for Cell {
     fn init_pid(&self) -> HostPid {
         self.init
     }
+    fn first_id(&self) -> u32 {
+        0
+    }
     fn set_next_pid(&mut self, pid: InsidePid) -> io::Result<()> {
         self.order(&["last", &(pid.0 - 1).to_string()]).map(drop)
     }

@@ -75,7 +75,7 @@ impl Live {
         )?;
         let root = cell.root()?;
         lap("attach", &mut phases);
-        let contents = shared.config.home.join("contents").join(record.id.as_str());
+        let contents = shared.contents_of(&record.id);
         let processes = Processes::new(cell.clone(), shared.pages.clone(), &contents)?;
         Ok(Self {
             cell,

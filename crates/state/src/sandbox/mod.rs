@@ -7,6 +7,7 @@
 mod checkpoint;
 mod exec;
 mod files;
+mod fork;
 mod live;
 mod processes;
 mod queue;
@@ -20,6 +21,7 @@ use deltabox_api::{CheckpointInfo, ExecInfo, Log, SandboxInfo, SandboxStatus, St
 pub use exec::{ExecEnd, ExecStarted, ExecStdio, Notice};
 
 pub use files::Export;
+pub(crate) use fork::ForkPoint;
 pub(crate) use live::Live;
 pub(crate) use processes::ProcessState;
 pub use thread::Handle;

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use deltabox_api::Refusal;
 use deltabox_isolation::SkeletonSpec;
-use deltabox_process::descriptor::{ContentDirectory, ExternalId};
+use deltabox_process::descriptor::{ContentDirectory, ContentId, ExternalId};
 use deltabox_process::{Engine, Host, HostPid, Image, InsidePid, PageStore, SurveyError};
 
 use super::checkpoint::Phases;
@@ -36,6 +36,11 @@ pub(crate) struct ProcessState {
 impl ProcessState {
     pub fn len(&self) -> usize {
         self.image.processes.len()
+    }
+
+    /// Contents of open files without a name.
+    pub fn contents(&self) -> impl Iterator<Item = ContentId> + '_ {
+        self.image.descriptors.contents()
     }
 }
 
@@ -74,6 +79,10 @@ impl Host for CellHost {
 
     fn init_pid(&self) -> HostPid {
         HostPid::new(self.cell.init_pid()).expect("the kernel gives out positive process ids")
+    }
+
+    fn first_id(&self) -> u32 {
+        self.cell.uid_base()
     }
 
     fn set_next_pid(&mut self, pid: InsidePid) -> io::Result<()> {

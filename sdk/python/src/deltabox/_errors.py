@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ._sandbox import Sandbox
     from ._types import Result
 
 
@@ -108,6 +109,18 @@ class CommandFailed(DeltaBoxError):
     def __init__(self, result: Result) -> None:
         super().__init__(_why_failed(result), exit_code=result.exit_code)
         self.result = result
+
+
+class ForkFailed(DeltaBoxError):
+    """Some children of a fork could not be made: `errors` says why, by name. `children` are those that were made; they
+    are the caller's to use or to close."""
+
+    def __init__(self, children: list[Sandbox], errors: dict[str, DeltaBoxError]) -> None:
+        name, first = next(iter(errors.items()))
+        count = len(children) + len(errors)
+        super().__init__(f"{len(errors)} of {count} children could not be made; {name}: {first.message}", first.hint)
+        self.children = children
+        self.errors = errors
 
 
 def _why_failed(result: Result) -> str:

@@ -10,7 +10,8 @@ from urllib.parse import quote
 
 from . import _files, _process
 from ._api import Api
-from ._errors import CommandFailed, NotFound, UsageError
+from ._errors import CommandFailed, DeltaBoxError, ForkFailed, NotFound, UsageError
+from ._errors import from_json as error_from_json
 from ._process import Output, Process
 from ._types import (
     Checkpoint,
@@ -207,6 +208,29 @@ class Sandbox:
     def rollback(self, to: CheckpointLike) -> Rollback:
         """Puts the sandbox back into the state of a checkpoint. All checkpoints stay valid."""
         return parse(Rollback, self._api.json("POST", f"{self._path}/rollback", {"to": _checkpoint_id(to)}))
+
+    def fork(
+        self, count: int = 1, *, from_checkpoint: CheckpointLike | None = None, name: str | None = None
+    ) -> list[Sandbox]:
+        """Makes `count` sandboxes that go on from this one's live state, or from a checkpoint, each by itself, with
+        files and processes. This one runs on. name: of the child; of several, each is `NAME-1`, `NAME-2`, ... The
+        children are the caller's, as if created. Raises :class:`ForkFailed` if not all could be made."""
+        body = {
+            "from": None if from_checkpoint is None else _checkpoint_id(from_checkpoint),
+            "count": count,
+            "name": name,
+        }
+        result = self._api.json("POST", f"{self._path}/fork", body)
+        children: list[Sandbox] = []
+        errors: dict[str, DeltaBoxError] = {}
+        for child in result["children"]:
+            if "error" in child:
+                errors[child["name"]] = error_from_json(child["error"])
+            else:
+                children.append(Sandbox(Api(self._api.home), child["name"], owned=True))
+        if errors:
+            raise ForkFailed(children, errors)
+        return children
 
     def log(self) -> Log:
         """The tree of checkpoints and the current position in it."""

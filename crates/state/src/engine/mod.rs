@@ -1,7 +1,10 @@
 //! All sandboxes of one state directory.
 
+mod fork;
+
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -31,6 +34,13 @@ pub(crate) struct Shared {
     pub pages: PageStore,
     /// /dev/null, opened once.
     pub null: OwnedFd,
+}
+
+impl Shared {
+    /// Where what open files without a name held is kept for the checkpoints of a sandbox.
+    pub fn contents_of(&self, sandbox: &SandboxId) -> PathBuf {
+        self.config.home.join("contents").join(sandbox.as_str())
+    }
 }
 
 /// The frozen file states that checkpoints refer to: what must be left when rubbish is collected.
@@ -165,16 +175,21 @@ impl Engine {
         let id = SandboxId::random();
         let name = request.name.clone().unwrap_or_else(|| format!("sb-{id}"));
         check_name(&name)?;
-        self.reserve(&name)?;
-        let result = self.create_reserved(id, name.clone(), request);
+        self.make(&name, || self.create_reserved(id, name.clone(), request))
+    }
+
+    /// Takes a name, and gives it to what `start` makes.
+    fn make(&self, name: &str, start: impl FnOnce() -> Result<(Handle, SandboxInfo)>) -> Result<SandboxInfo> {
+        self.reserve(name)?;
+        let result = start();
         let mut sandboxes = self.sandboxes.lock().expect("not poisoned");
         match result {
             Ok((handle, info)) => {
-                sandboxes.insert(name, Slot::Ready(handle));
+                sandboxes.insert(name.to_owned(), Slot::Ready(handle));
                 Ok(info)
             }
             Err(error) => {
-                sandboxes.remove(&name);
+                sandboxes.remove(name);
                 Err(error)
             }
         }
@@ -213,9 +228,7 @@ impl Engine {
             workdir: base.workdir,
             user: base.user,
             base: base.layers,
-            created_unix: SystemTime::now()
-                .duration_since(UNIX_EPOCH)
-                .map_or(0, |age| age.as_secs()),
+            created_unix: now_unix(),
             current: None,
         };
         let handle = Handle::spawn(record, Vec::new(), self.shared.clone(), |record, shared| {
@@ -305,6 +318,12 @@ impl Engine {
             Ok(())
         })?;
         handle.close();
+        match std::fs::remove_dir_all(self.shared.contents_of(handle.id())) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "contents of open files of a removed sandbox stay behind");
+            }
+            _ => {}
+        }
         let (done, receive) = std::sync::mpsc::channel();
         self.shared.background.send(Work::Forget {
             sandbox: handle.id().clone(),
@@ -337,6 +356,12 @@ impl Engine {
         }
         self.shared.pool.close();
     }
+}
+
+fn now_unix() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |age| age.as_secs())
 }
 
 /// A name is part of paths, of a host name and of cgroup names.
