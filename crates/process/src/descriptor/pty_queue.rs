@@ -15,6 +15,9 @@ use serde::{Deserialize, Serialize};
 use super::place::reopen;
 use super::pty::Settings;
 
+/// How long an echo may take: it comes within microseconds.
+const ECHO_LIMIT_NS: i64 = 100_000_000;
+
 /// What was typed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Input {
@@ -114,20 +117,49 @@ impl<'a> Pair<'a> {
     }
 
     fn write_as(&self, input: &Input, output: &[u8], line_mode: bool) -> std::io::Result<()> {
-        set_termios(&self.slave, &self.transparent(line_mode))?;
+        let mut echoing = self.transparent(line_mode);
+        echoing.local |= libc::ECHO;
+        set_termios(&self.slave, &echoing)?;
         let (done, rest) = input.bytes.split_at(input.complete.min(input.bytes.len()));
         write_whole(self.master, done)?;
         if line_mode && done.last().is_some_and(|&byte| byte != b'\n') {
             // Ended by end-of-file instead of a newline.
+            self.take_echo(done.len())?;
             let mut with_end = self.transparent(true);
             with_end.characters[libc::VEOF] = 4;
             set_termios(&self.slave, &with_end)?;
             write_whole(self.master, &[4])?;
-            set_termios(&self.slave, &self.transparent(true))?;
+            self.flush();
+            set_termios(&self.slave, &echoing)?;
+            write_whole(self.master, rest)?;
+            self.take_echo(rest.len())?;
+        } else {
+            write_whole(self.master, rest)?;
+            self.take_echo(input.bytes.len())?;
         }
-        write_whole(self.master, rest)?;
+        set_termios(&self.slave, &self.transparent(line_mode))?;
         write_whole(std::os::fd::AsFd::as_fd(&self.slave), output)?;
         self.flush();
+        Ok(())
+    }
+
+    /// Takes the echo of what was written to the master. What is written is moved to the line discipline by a worker of
+    /// the kernel, which nothing waits for while there are complete lines already; but once it has been echoed it is
+    /// there, and the settings can be changed again. A terminal whose output is stopped (`^S`) does not echo.
+    fn take_echo(&self, mut count: usize) -> std::io::Result<()> {
+        let limit = Timespec {
+            tv_sec: 0,
+            tv_nsec: ECHO_LIMIT_NS,
+        };
+        let mut buffer = [0; 4096];
+        while count > 0 {
+            let mut ends = [PollFd::from_borrowed_fd(self.master, PollFlags::IN)];
+            if poll(&mut ends, Some(&limit))? == 0 {
+                return Ok(());
+            }
+            let wanted = count.min(buffer.len());
+            count -= rustix::io::read(self.master, &mut buffer[..wanted])?;
+        }
         Ok(())
     }
 
