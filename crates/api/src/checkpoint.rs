@@ -9,7 +9,7 @@ pub enum Wait {
     /// The checkpoint can be rolled back to.
     #[default]
     Ready,
-    /// Its files survive a crash of the daemon and a loss of power.
+    /// It survives a crash of the daemon and a loss of power, files and processes.
     Durable,
 }
 
@@ -67,6 +67,30 @@ pub struct RollbackResult {
     pub recreated: usize,
     /// Processes that did not exist at the checkpoint and were ended.
     pub ended: usize,
+}
+
+/// Body of `POST /v1/sandboxes/{name}/resume`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ResumeRequest {
+    /// As [`RollbackRequest::to`]; absent: the current checkpoint.
+    pub to: Option<String>,
+}
+
+/// Answer of `POST /v1/fsck`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct FsckResult {
+    /// Durable checkpoints that were checked.
+    pub checkpoints: usize,
+    pub damaged: Vec<Damage>,
+}
+
+/// A checkpoint that is not whole. Those that are not named are.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Damage {
+    pub sandbox: String,
+    pub checkpoint: String,
+    pub problem: String,
 }
 
 /// One node of the tree, as `log` shows it.

@@ -239,7 +239,12 @@ impl<H: Host> Stopped<'_, H> {
         let start = Instant::now();
         let mut refusals = survey::refusals(&mut self.tree)?;
         let members: Vec<Member> = self.tree.processes.iter().map(Member::of).collect();
-        let found = descriptor::survey(&members, self.engine.host.root(), &self.engine.externals);
+        let found = descriptor::survey(
+            &members,
+            self.engine.host.root(),
+            self.engine.host.first_id(),
+            &self.engine.externals,
+        );
         self.report.add("survey", start.elapsed());
         match found {
             Ok(descriptors) if refusals.is_empty() => Ok(Survey { descriptors }),

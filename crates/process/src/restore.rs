@@ -108,6 +108,7 @@ impl<H: Host> Stopped<'_, H> {
         } = &mut *self.engine;
         let environment = Environment {
             root: host.root(),
+            first_id: host.first_id(),
             network: Some(host.net_namespace()),
             externals,
             contents: &**contents,

@@ -1,19 +1,22 @@
 //! Work off the critical path, on one thread for all sandboxes: durability, old mounts, squashing.
 
 use std::any::Any;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
 use deltabox_layers::{SquashJob, Store, Top};
+use deltabox_process::descriptor::ContentDirectory;
 
 use crate::catalog::{Catalog, CheckpointRecord, SandboxRecord};
 use crate::engine::Kept;
 use crate::error::{Error, Result};
 use crate::id::SandboxId;
-use crate::sandbox::Handle;
+use crate::sandbox::{Handle, ProcessState};
+use crate::segments::{SegmentId, Segments};
 
 pub(crate) enum Work {
     /// Sync the store, then write the sandbox's record and these checkpoints.
@@ -37,14 +40,9 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    pub fn start(store: Store, catalog: Arc<Catalog>, kept: Arc<Kept>) -> Result<(Self, JoinHandle<()>)> {
+    pub fn start(mut worker: Worker) -> Result<(Self, JoinHandle<()>)> {
         let (queue, receive) = channel();
-        let worker = Worker {
-            store,
-            catalog,
-            kept,
-            receive,
-        };
+        worker.receive = Some(receive);
         let thread = std::thread::Builder::new()
             .name("background".into())
             .spawn(move || worker.run());
@@ -58,12 +56,20 @@ impl Background {
     }
 }
 
-struct Worker {
+/// What the background thread works with.
+pub(crate) struct Worker {
     store: Store,
     catalog: Arc<Catalog>,
     kept: Arc<Kept>,
-    receive: Receiver<Work>,
+    segments: Arc<Segments>,
+    contents: Contents,
+    /// Segments that the checkpoints of each sandbox need.
+    needed: HashMap<SandboxId, BTreeSet<SegmentId>>,
+    receive: Option<Receiver<Work>>,
 }
+
+/// Where the contents of a sandbox's open files without a name are.
+pub(crate) type Contents = Box<dyn Fn(&SandboxId) -> PathBuf + Send>;
 
 /// What one sync makes durable for one sandbox.
 pub(crate) struct Pending {
@@ -73,11 +79,33 @@ pub(crate) struct Pending {
 }
 
 impl Worker {
-    fn run(self) {
-        while let Ok(first) = self.receive.recv() {
+    pub fn new(
+        store: Store,
+        catalog: Arc<Catalog>,
+        kept: Arc<Kept>,
+        segments: Arc<Segments>,
+        contents: Contents,
+        needed: HashMap<SandboxId, BTreeSet<SegmentId>>,
+    ) -> Self {
+        Self {
+            store,
+            catalog,
+            kept,
+            segments,
+            contents,
+            needed,
+            receive: None,
+        }
+    }
+
+    fn run(mut self) {
+        let Some(receive) = self.receive.take() else {
+            return;
+        };
+        while let Ok(first) = receive.recv() {
             // Everything that has gathered shares one sync.
             let mut batch = vec![first];
-            batch.extend(self.receive.try_iter());
+            batch.extend(receive.try_iter());
             if !self.carry_out(batch) {
                 return;
             }
@@ -85,7 +113,7 @@ impl Worker {
     }
 
     /// `false` ends the worker, after all earlier work was done.
-    fn carry_out(&self, batch: Vec<Work>) -> bool {
+    fn carry_out(&mut self, batch: Vec<Work>) -> bool {
         let mut pending: HashMap<SandboxId, Pending> = HashMap::new();
         let mut go_on = true;
         let (mut forget, mut squash) = (Vec::new(), Vec::new());
@@ -113,7 +141,11 @@ impl Worker {
         let removed = !forget.is_empty();
         for (sandbox, done) in forget {
             self.kept.remove(&sandbox);
-            let _ = done.send(self.catalog.remove(&sandbox));
+            let removed = self.catalog.remove(&sandbox);
+            if removed.is_ok() {
+                self.forget_segments(&sandbox);
+            }
+            let _ = done.send(removed);
         }
         self.make_durable(pending);
         if removed && let Err(error) = self.kept.collect(&self.store) {
@@ -128,7 +160,35 @@ impl Worker {
         go_on
     }
 
-    fn make_durable(&self, pending: HashMap<SandboxId, Pending>) {
+    /// Segments that no sandbox needs any more go with this one.
+    fn forget_segments(&mut self, sandbox: &SandboxId) {
+        let gone = self.needed.remove(sandbox).unwrap_or_default();
+        let others = |id: &SegmentId| self.needed.values().any(|needed| needed.contains(id));
+        self.segments.remove(gone.into_iter().filter(|id| !others(id)));
+    }
+
+    /// Writes the process halves that are not on disk yet.
+    fn save(&mut self, sandbox: &SandboxId, checkpoints: &mut [CheckpointRecord]) -> Result<()> {
+        for node in checkpoints {
+            let Some(state) = &node.process_state else {
+                continue;
+            };
+            let failed = |error: std::io::Error| Error::io("cannot write the processes to disk", &error);
+            sync_contents(&(self.contents)(sandbox), state).map_err(failed)?;
+            // A fork point may have been written already, by a sandbox that has been removed since.
+            let there = node.saved.take().filter(|saved| self.segments.has(saved));
+            let saved = match there {
+                Some(saved) => saved,
+                None => self.segments.write(state.save()).map_err(failed)?,
+            };
+            let needed = self.needed.entry(sandbox.clone()).or_default();
+            needed.extend(saved.all());
+            node.saved = Some(saved);
+        }
+        Ok(())
+    }
+
+    fn make_durable(&mut self, pending: HashMap<SandboxId, Pending>) {
         if pending.is_empty() {
             return;
         }
@@ -147,6 +207,7 @@ impl Worker {
             self.measure(&mut checkpoints);
             let result = synced
                 .clone()
+                .and_then(|()| self.save(&sandbox.id, &mut checkpoints))
                 .and_then(|()| self.catalog.put(&sandbox, &checkpoints));
             if let Err(error) = &result {
                 tracing::error!(sandbox = %sandbox.name, %error, "checkpoints could not be made durable");
@@ -163,4 +224,17 @@ impl Worker {
             }
         }
     }
+}
+
+/// The contents a state refers to are written by now, but perhaps not to the disk.
+fn sync_contents(directory: &Path, state: &ProcessState) -> std::io::Result<()> {
+    let mut any = false;
+    for content in state.contents() {
+        std::fs::File::open(directory.join(ContentDirectory::file_name(content)))?.sync_data()?;
+        any = true;
+    }
+    if any {
+        std::fs::File::open(directory)?.sync_all()?;
+    }
+    Ok(())
 }

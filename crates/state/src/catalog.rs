@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, SandboxId};
 use crate::sandbox::ProcessState;
+use crate::segments::Saved;
 use crate::tree::Node;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -63,9 +64,15 @@ pub(crate) struct CheckpointRecord {
     pub memory_bytes: u64,
     #[serde(default)]
     pub processes: usize,
-    /// The process half. In memory only: it ends with the daemon.
+    /// The process half, where it is in memory.
     #[serde(skip)]
     pub process_state: Option<ProcessState>,
+    /// The process half on disk.
+    #[serde(default)]
+    pub saved: Option<Saved>,
+    /// Making it durable has failed, and will be tried again with the next checkpoint.
+    #[serde(skip)]
+    pub failed: bool,
     /// Set once the catalog holds the record; not stored.
     #[serde(skip)]
     pub durable: bool,

@@ -13,6 +13,7 @@ mod error;
 mod id;
 mod pool;
 mod sandbox;
+mod segments;
 mod tree;
 
 pub use config::{EngineConfig, StoreChoice};

@@ -43,6 +43,10 @@ impl<N: Node> Tree<N> {
         self.nodes.iter()
     }
 
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut N> {
+        self.nodes.iter_mut()
+    }
+
     pub fn current(&self) -> Option<&CheckpointId> {
         self.current.as_ref()
     }

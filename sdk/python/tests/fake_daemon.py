@@ -40,6 +40,7 @@ class FakeSandbox:
         self.root = os.path.join(self.directory, "root")
         os.makedirs(self.root)
         self.created = time.time()
+        self.status = "running"
         self.checkpoints: list[dict[str, Any]] = []
         self.current: str | None = None
         self.execs: dict[str, subprocess.Popen[bytes]] = {}
@@ -49,7 +50,7 @@ class FakeSandbox:
         return {
             "id": f"id-{self.name}",
             "name": self.name,
-            "status": "running",
+            "status": self.status,
             "root": self.request["root"],
             "limits": self.request["limits"],
             "mounts": self.request["mounts"],
@@ -239,6 +240,17 @@ class Handler(BaseHTTPRequestHandler):
             return {"checkpoints": sandbox.checkpoints, "current": sandbox.current}
         if parts == ["rollback"]:
             return sandbox.rollback(json.loads(self.body)["to"])
+        if parts == ["pause"]:
+            made = sandbox.checkpoint({"label": None, "token": None, "wait": "durable"})
+            sandbox.status = "stopped"
+            return made
+        if parts == ["resume"]:
+            if sandbox.status == "running":
+                raise Failed("conflict", f"sandbox {sandbox.name} is running")
+            sandbox.status = "running"
+            return sandbox.rollback(json.loads(self.body)["to"] or "@")
+        if parts == ["exec"] and sandbox.status != "running":
+            raise Failed("conflict", f"sandbox {sandbox.name} is not running: it is paused")
         if parts == ["fork"]:
             return self.fork(sandbox, json.loads(self.body))
         if parts == ["diff"]:

@@ -105,6 +105,17 @@ def test_checkpoint_rollback_and_diff(sb: Sandbox) -> None:
     assert log.checkpoints[0].token == "turn 1"
 
 
+def test_a_paused_sandbox_comes_back(sb: Sandbox) -> None:
+    made = sb.pause()
+    assert (made.durable, sb.info().status) == (True, "stopped")
+    with pytest.raises(Conflict):
+        sb.run("true")
+    assert sb.resume().id == made.id
+    assert (sb.run("echo alive").stdout, sb.info().status) == ("alive\n", "running")
+    with pytest.raises(Conflict):
+        sb.resume(made)
+
+
 def test_children_go_on_by_themselves(sb: Sandbox) -> None:
     where = "/tmp" if os.environ.get("DELTABOX_BIN") else None  # the fake daemon's root is a directory of the host
     sb.run("echo start > note", workdir=where, check=True)

@@ -31,7 +31,7 @@ pub struct Args {
 enum WaitFor {
     /// The checkpoint can be rolled back to
     Ready,
-    /// Its files survive a crash of the daemon and a loss of power
+    /// It survives a crash of the daemon and a loss of power
     Durable,
 }
 

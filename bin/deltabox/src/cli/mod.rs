@@ -11,11 +11,14 @@ mod exec;
 mod export;
 mod failure;
 mod fork;
+mod fsck;
 mod inspect;
 mod log;
 mod ls;
 mod output;
+mod pause;
 mod restore;
+mod resume;
 mod rm;
 mod rollback;
 mod serve;
@@ -55,6 +58,8 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Rollback(rollback::Args),
     Fork(fork::Args),
+    Pause(pause::Args),
+    Resume(resume::Args),
     Log(log::Args),
     Diff(diff::Args),
     Restore(restore::Args),
@@ -62,6 +67,7 @@ enum Command {
     Commit(commit::Args),
     Demo(demo::Args),
     Doctor(doctor::Args),
+    Fsck(fsck::Args),
     Serve(serve::Args),
     Stop(stop::Args),
 }
@@ -105,6 +111,8 @@ fn run(command: Command) -> Outcome {
         Command::Checkpoint(args) => checkpoint::run(args),
         Command::Rollback(args) => rollback::run(args),
         Command::Fork(args) => fork::run(args),
+        Command::Pause(args) => pause::run(&args),
+        Command::Resume(args) => resume::run(args),
         Command::Log(args) => log::run(&args),
         Command::Diff(args) => diff::run(&args),
         Command::Restore(args) => restore::run(args),
@@ -112,6 +120,7 @@ fn run(command: Command) -> Outcome {
         Command::Commit(args) => commit::run(args),
         Command::Demo(args) => demo::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Fsck(args) => fsck::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Stop(args) => stop::run(&args),
     }

@@ -31,6 +31,8 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/checkpoints", get(log).post(checkpoint))
         .route("/rollback", post(rollback))
         .route("/fork", post(fork))
+        .route("/pause", post(pause))
+        .route("/resume", post(resume))
         .route("/diff", get(diff))
         .route("/restore", post(transfer::restore))
         .route("/export", get(transfer::export))
@@ -39,6 +41,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
     let api = Router::new()
         .route("/health", get(health))
         .route("/shutdown", post(shutdown))
+        .route("/fsck", post(fsck))
         .route("/sandboxes", get(list).post(create))
         .nest("/sandboxes/{name}", sandbox);
     Router::new()
@@ -162,20 +165,57 @@ async fn checkpoint(
     let handle = daemon.handle(&name)?;
     let wait = request.wait;
     let mut result = on_sandbox(&handle, move |sandbox| sandbox.checkpoint(&request)).await?;
-    if wait == Wait::Durable && !result.durable {
-        let id = result.id.clone();
-        let (send, receive) = tokio::sync::oneshot::channel();
-        on_sandbox(&handle, move |sandbox| {
-            sandbox.when_durable(&id, Box::new(move |done| drop(send.send(done))));
-            Ok(())
-        })
-        .await?;
-        receive
-            .await
-            .map_err(|_| Failure::internal("cannot wait for the checkpoint", "the sandbox was removed"))??;
-        result.durable = true;
+    if wait == Wait::Durable {
+        wait_until_durable(&handle, &mut result).await?;
     }
     Ok(Json(result))
+}
+
+async fn wait_until_durable(handle: &Handle, made: &mut CheckpointResult) -> Result<(), Failure> {
+    let id = made.id.clone();
+    let (send, receive) = tokio::sync::oneshot::channel();
+    on_sandbox(handle, move |sandbox| {
+        sandbox.when_durable(&id, Box::new(move |done| drop(send.send(done))));
+        Ok(())
+    })
+    .await?;
+    receive
+        .await
+        .map_err(|_| Failure::internal("cannot wait for the checkpoint", "the sandbox was removed"))??;
+    made.durable = true;
+    Ok(())
+}
+
+async fn pause(State(daemon): Shared, Path(name): Path<String>) -> Answer<CheckpointResult> {
+    let handle = daemon.handle(&name)?;
+    let mut made = on_sandbox(&handle, |sandbox| sandbox.begin_pause()).await?;
+    let durable = wait_until_durable(&handle, &mut made).await;
+    let id = made.id.clone();
+    on_sandbox(&handle, move |sandbox| match durable {
+        Ok(()) => sandbox
+            .finish_pause(&id)
+            .inspect_err(|_| sandbox.give_up_pause())
+            .map(Ok),
+        Err(failure) => {
+            sandbox.give_up_pause();
+            Ok(Err(failure))
+        }
+    })
+    .await??;
+    Ok(Json(made))
+}
+
+async fn resume(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    JsonBody(request): JsonBody<ResumeRequest>,
+) -> Answer<RollbackResult> {
+    let handle = daemon.handle(&name)?;
+    answer(on_sandbox(&handle, move |sandbox| sandbox.resume(request.to.as_deref())).await)
+}
+
+async fn fsck(State(daemon): Shared) -> Answer<FsckResult> {
+    answer(blocking(move || daemon.engine.fsck()).await)
 }
 
 async fn rollback(

@@ -2,6 +2,7 @@
 
 mod crash;
 mod crowd;
+mod durable;
 mod full;
 mod leaks;
 mod limits;

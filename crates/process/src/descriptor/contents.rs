@@ -53,12 +53,18 @@ impl ContentDirectory {
         })
     }
 
+    /// The file of the directory that holds a content.
+    #[must_use]
+    pub fn file_name(id: ContentId) -> String {
+        format!("{:032x}", id.0)
+    }
+
     /// Forgets a content; one that is not there is no error.
     ///
     /// # Errors
     /// When it cannot be removed.
     pub fn remove(&self, id: ContentId) -> io::Result<()> {
-        match rustix::fs::unlinkat(&self.dir, name(id), AtFlags::empty()) {
+        match rustix::fs::unlinkat(&self.dir, Self::file_name(id), AtFlags::empty()) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(e) => Err(e.into()),
         }
@@ -69,7 +75,7 @@ impl ContentDirectory {
     /// # Errors
     /// When the content is not there or cannot be linked.
     pub fn share(&self, id: ContentId, other: &ContentDirectory) -> io::Result<()> {
-        let name = name(id);
+        let name = Self::file_name(id);
         match rustix::fs::linkat(&self.dir, &name, &other.dir, &name, AtFlags::empty()) {
             Ok(()) | Err(Errno::EXIST) => Ok(()),
             Err(e) => Err(e.into()),
@@ -78,12 +84,8 @@ impl ContentDirectory {
 
     fn stored(&self, id: ContentId) -> io::Result<File> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(rustix::fs::openat(&self.dir, name(id), flags, Mode::empty())?.into())
+        Ok(rustix::fs::openat(&self.dir, Self::file_name(id), flags, Mode::empty())?.into())
     }
-}
-
-fn name(id: ContentId) -> String {
-    format!("{:032x}", id.0)
 }
 
 impl Contents for ContentDirectory {
@@ -97,7 +99,7 @@ impl Contents for ContentDirectory {
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let id = ContentId(u128::from_ne_bytes(random));
         let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-        let stored = rustix::fs::openat(&self.dir, name(id), flags, Mode::from_raw_mode(0o600))?;
+        let stored = rustix::fs::openat(&self.dir, Self::file_name(id), flags, Mode::from_raw_mode(0o600))?;
         if let Err(error) = copy(file, stored.as_fd()) {
             self.remove(id)?;
             return Err(error);

@@ -59,6 +59,8 @@ pub struct Live {
     pub(super) root_mount: u64,
     /// Its device, in the kernel's own encoding.
     pub(super) root_device: u64,
+    /// What is user and group 0 in the sandbox; in an image ids are counted from it.
+    pub(super) first_id: u32,
     /// The sandbox's network namespace, when the caller gave it; else it is that of the first process.
     pub(super) network: Option<OwnedFd>,
     /// What waits in unix sockets that have descriptors queued; those descriptions are in `descriptions` too.
@@ -126,7 +128,7 @@ impl Live {
     ///
     /// # Errors
     /// When `/proc` cannot be read or a process is gone.
-    pub fn read(members: &[Member], root: BorrowedFd<'_>) -> Result<Live, Error> {
+    pub fn read(members: &[Member], root: BorrowedFd<'_>, first_id: u32) -> Result<Live, Error> {
         let top = statx(root, "", AtFlags::EMPTY_PATH)
             .map_err(|e| reading(InsidePid(0), "the root of the sandbox", e))?;
         let mut live = Live {
@@ -134,6 +136,7 @@ impl Live {
             descriptions: Vec::new(),
             root_mount: top.stx_mnt_id,
             root_device: (u64::from(top.stx_dev_major) << 20) | u64::from(top.stx_dev_minor),
+            first_id,
             network: None,
             queues: HashMap::new(),
         };

@@ -67,8 +67,13 @@ pub use tables::{ContentId, Description, Kind, ObjectKey, Owner, Slot, Table, Ta
 ///
 /// # Errors
 /// [`Error::Refused`] names everything that cannot be carried: process, descriptor, reason and remedy.
-pub fn survey(members: &[Member], root: BorrowedFd<'_>, externals: &Externals) -> Result<Live, Error> {
-    let live = Live::read(members, root)?;
+pub fn survey(
+    members: &[Member],
+    root: BorrowedFd<'_>,
+    first_id: u32,
+    externals: &Externals,
+) -> Result<Live, Error> {
+    let live = Live::read(members, root, first_id)?;
     let refusals = capture::refusals(&live, externals)?;
     if refusals.is_empty() {
         Ok(live)

@@ -13,6 +13,7 @@ use super::contents::Contents;
 use super::error::{Error, making};
 use super::live::{Changed, Live, LiveDescription};
 use super::place::{Place, reopen};
+use super::restore::Environment;
 use super::tables::{ContentId, Kind, Tables};
 
 /// A regular file.
@@ -55,7 +56,10 @@ pub(super) fn capture(
         changed: description.changed,
         size: description.size,
         mode: stat.st_mode & 0o7777,
-        owner: (stat.st_uid, stat.st_gid),
+        owner: (
+            stat.st_uid.wrapping_sub(live.first_id),
+            stat.st_gid.wrapping_sub(live.first_id),
+        ),
     };
     let read_only = description.access() == libc::O_RDONLY as u32;
     let content = keep(&place, &attributes, read_only, file, previous, contents)?;
@@ -108,15 +112,11 @@ pub(super) fn same(wanted: &State, live: &Live, description: &LiveDescription) -
 }
 
 /// Opens the file in the tree at `root`, or makes an anonymous copy there.
-pub(super) fn make(
-    wanted: &State,
-    flags: u32,
-    root: BorrowedFd<'_>,
-    contents: &dyn Contents,
-) -> Result<OwnedFd, Error> {
+pub(super) fn make(wanted: &State, flags: u32, environment: &Environment<'_>) -> Result<OwnedFd, Error> {
+    let root = environment.root;
     match (wanted.content, wanted.attributes) {
         (Some(content), Some(attributes)) => {
-            let file = anonymous(root, content, &attributes, contents)
+            let file = anonymous(environment, content, &attributes)
                 .map_err(making(format!("the open file {}", wanted.place.show())))?;
             Ok(reopen(file.as_fd(), flags).map_err(making(wanted.place.show()))?)
         }
@@ -125,15 +125,15 @@ pub(super) fn make(
 }
 
 fn anonymous(
-    root: BorrowedFd<'_>,
+    environment: &Environment<'_>,
     content: ContentId,
     attributes: &Attributes,
-    contents: &dyn Contents,
 ) -> std::io::Result<OwnedFd> {
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
-    let file = rustix::fs::openat(root, ".", flags, Mode::from_raw_mode(0o600))?;
-    contents.put_back(file.as_fd(), content)?;
-    let (uid, gid) = attributes.owner;
+    let file = rustix::fs::openat(environment.root, ".", flags, Mode::from_raw_mode(0o600))?;
+    environment.contents.put_back(file.as_fd(), content)?;
+    let outside = |id: u32| id.wrapping_add(environment.first_id);
+    let (uid, gid) = (outside(attributes.owner.0), outside(attributes.owner.1));
     rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(attributes.mode))?;
     let (seconds, nanoseconds) = attributes.changed.mtime;

@@ -25,6 +25,8 @@ use crate::stop::Process;
 pub struct Environment<'a> {
     /// The root of the sandbox, already the wanted state's.
     pub root: BorrowedFd<'a>,
+    /// The user and group id, as the engine sees it, of what is 0 in the sandbox.
+    pub first_id: u32,
     /// The sandbox's network namespace; when not given, that of the first process.
     pub network: Option<BorrowedFd<'a>>,
     pub externals: &'a Externals,
@@ -68,7 +70,7 @@ pub fn restore(
     environment: &Environment<'_>,
 ) -> Result<Report, Error> {
     let members: Vec<Member> = processes.iter().map(Member::of).collect();
-    let mut live = Live::read(&members, environment.root)?;
+    let mut live = Live::read(&members, environment.root, environment.first_id)?;
     let network = environment.network.map(|fd| fd.try_clone_to_owned()).transpose();
     live.network = network.map_err(making("a handle of the network namespace"))?;
     for table in &wanted.processes {
@@ -221,7 +223,7 @@ impl Restore<'_> {
                 Place::Deleted { .. } => directory::removed(root, flags).map_err(making(place.show()))?,
                 _ => place.open(root, flags)?,
             },
-            Kind::Regular(state) => regular::make(state, flags, root, contents)?,
+            Kind::Regular(state) => regular::make(state, flags, self.environment)?,
             Kind::Directory(state) => directory::make(state, flags, root)?,
             Kind::CharDevice(state) if !state.of_opener => state.place.open(root, flags)?,
             Kind::Eventfd(state) => eventfd::make(state)?,

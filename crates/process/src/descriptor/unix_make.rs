@@ -504,7 +504,9 @@ impl<'r> Maker<'_, 'r> {
         let descriptors = descriptors.collect::<Result<Vec<BorrowedFd<'_>>, Error>>()?;
         let credentials = message.credentials.and_then(|identity| {
             let pid = self.restore.live.outside(identity.process?)?;
-            let (pid, uid, gid) = (pid.as_raw_nonzero().get(), identity.uid, identity.gid);
+            let outside = |id: u32| id.wrapping_add(self.restore.live.first_id);
+            let pid = pid.as_raw_nonzero().get();
+            let (uid, gid) = (outside(identity.uid), outside(identity.gid));
             Some(Credentials { pid, uid, gid })
         });
         if let Some(partner) = self.partners.get(&wanted) {

@@ -29,13 +29,15 @@ pub struct Queued {
 pub struct Identity {
     /// `None` when it is outside of the sandbox, or gone.
     pub process: Option<InsidePid>,
+    /// Counted from the sandbox's first id, as is the group.
     pub uid: u32,
     pub gid: u32,
 }
 
 impl Identity {
     pub(super) fn of(live: &Live, credentials: Credentials) -> Identity {
-        let (uid, gid) = (credentials.uid, credentials.gid);
+        let inside = |id: u32| id.wrapping_sub(live.first_id);
+        let (uid, gid) = (inside(credentials.uid), inside(credentials.gid));
         Identity {
             process: live.inside(credentials.pid),
             uid,

@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::Sender;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use deltabox_sys::slots::{Slot, Slots};
 
@@ -18,15 +18,33 @@ pub type PageBytes = [u8; PAGE as usize];
 enum Page {
     /// The page of zeros.
     Zero(Box<PageBytes>),
-    /// Any other, with where it is counted.
-    Stored(Slot, Arc<AtomicU64>),
+    /// Any other.
+    Stored {
+        content: Slot,
+        /// Where it is counted.
+        counter: Arc<AtomicU64>,
+        /// Where else its content is; 0 if nowhere.
+        copy: AtomicU64,
+    },
 }
 
 impl Drop for Page {
     fn drop(&mut self) {
-        if let Page::Stored(_, counter) = self {
+        if let Page::Stored { counter, .. } = self {
             counter.fetch_sub(PAGE, Ordering::Relaxed);
         }
+    }
+}
+
+/// Refers to a page without keeping it.
+#[derive(Clone)]
+pub struct WeakPage(Weak<Page>);
+
+impl WeakPage {
+    /// The page, if anybody has kept it.
+    #[must_use]
+    pub fn upgrade(&self) -> Option<PageRef> {
+        self.0.upgrade().map(PageRef)
     }
 }
 
@@ -48,8 +66,30 @@ impl PageRef {
     pub fn bytes(&self) -> &PageBytes {
         match &*self.0 {
             Page::Zero(bytes) => bytes,
-            Page::Stored(slot, _) => slot,
+            Page::Stored { content, .. } => content,
         }
+    }
+
+    /// Where else the content is, as whoever keeps it there has noted; 0 if nowhere.
+    #[must_use]
+    pub fn copy(&self) -> u64 {
+        match &*self.0 {
+            Page::Zero(_) => 0,
+            Page::Stored { copy, .. } => copy.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Notes where else the content is. Of the page of zeros nothing is noted.
+    pub fn note_copy(&self, place: u64) {
+        if let Page::Stored { copy, .. } = &*self.0 {
+            copy.store(place, Ordering::Relaxed);
+        }
+    }
+
+    /// A reference that does not keep the page.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakPage {
+        WeakPage(Arc::downgrade(&self.0))
     }
 
     /// Whether both are the same stored page.
@@ -105,10 +145,11 @@ impl PageStore {
         }
         self.counter.fetch_add(PAGE, Ordering::Relaxed);
         self.taken.fetch_add(1, Ordering::Relaxed);
-        PageRef(Arc::new(Page::Stored(
-            self.slots.store(bytes),
-            Arc::clone(&self.counter),
-        )))
+        PageRef(Arc::new(Page::Stored {
+            content: self.slots.store(bytes),
+            counter: Arc::clone(&self.counter),
+            copy: AtomicU64::new(0),
+        }))
     }
 
     /// Has memory made ready in the background for another delta like the one since the last call, and a bit more.

@@ -178,7 +178,7 @@ impl Target {
 
     fn survey(&self, processes: &[Process]) -> Result<Live, Error> {
         let members: Vec<Member> = processes.iter().map(Member::of).collect();
-        descriptor::survey(&members, self.root.as_fd(), &self.externals)
+        descriptor::survey(&members, self.root.as_fd(), 0, &self.externals)
     }
 
     /// What cannot be carried, as text.
@@ -197,6 +197,7 @@ impl Target {
     pub fn try_restore(&mut self, wanted: &Tables) -> Result<Report, Error> {
         let mut tree = stop(&mut self.host()).unwrap();
         let environment = Environment {
+            first_id: 0,
             root: self.root.as_fd(),
             network: None,
             externals: &self.externals,

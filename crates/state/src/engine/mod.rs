@@ -1,10 +1,11 @@
 //! All sandboxes of one state directory.
 
 mod fork;
+mod fsck;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,14 +15,15 @@ use deltabox_layers::{Frozen, Store, StoreKind, StoreOptions};
 
 use deltabox_process::PageStore;
 
-use crate::background::{Background, Work};
+use crate::background::{Background, Work, Worker};
 use crate::base;
-use crate::catalog::{Catalog, SandboxRecord};
+use crate::catalog::{Catalog, CheckpointRecord, SandboxRecord};
 use crate::config::{EngineConfig, StoreChoice};
 use crate::error::{Error, Result};
 use crate::id::SandboxId;
 use crate::pool::Pool;
 use crate::sandbox::{Handle, Live};
+use crate::segments::{Saved, SegmentId, Segments};
 
 /// What the sandboxes of an engine share.
 pub(crate) struct Shared {
@@ -32,6 +34,8 @@ pub(crate) struct Shared {
     pub kept: Arc<Kept>,
     /// Page contents of all checkpoints of all sandboxes.
     pub pages: PageStore,
+    /// The process halves of checkpoints on disk.
+    pub segments: Arc<Segments>,
     /// /dev/null, opened once.
     pub null: OwnedFd,
 }
@@ -39,8 +43,24 @@ pub(crate) struct Shared {
 impl Shared {
     /// Where what open files without a name held is kept for the checkpoints of a sandbox.
     pub fn contents_of(&self, sandbox: &SandboxId) -> PathBuf {
-        self.config.home.join("contents").join(sandbox.as_str())
+        contents_in(&self.config.home, sandbox)
     }
+}
+
+fn contents_in(home: &Path, sandbox: &SandboxId) -> PathBuf {
+    home.join("contents").join(sandbox.as_str())
+}
+
+/// The segments that the checkpoints of each sandbox need.
+fn segments_of(known: &[(SandboxRecord, Vec<CheckpointRecord>)]) -> HashMap<SandboxId, BTreeSet<SegmentId>> {
+    let all = |nodes: &[CheckpointRecord]| {
+        let saved = nodes.iter().filter_map(|node| node.saved.as_ref());
+        saved.flat_map(Saved::all).collect()
+    };
+    known
+        .iter()
+        .map(|(record, nodes)| (record.id.clone(), all(nodes)))
+        .collect()
 }
 
 /// The frozen file states that checkpoints refer to: what must be left when rubbish is collected.
@@ -122,7 +142,22 @@ impl Engine {
         kept.collect(&store)?;
         let pool = Arc::new(Pool::start(&config)?);
         let kept = Arc::new(kept);
-        let (background, worker) = Background::start(store.clone(), catalog.clone(), kept.clone())?;
+        let needed = segments_of(&known);
+        let segments = Segments::open(
+            config.home.join("segments"),
+            &needed.values().flatten().copied().collect(),
+        )
+        .map_err(|error| Error::io("cannot open the segments", &error))?;
+        let segments = Arc::new(segments);
+        let home = config.home.clone();
+        let (background, worker) = Background::start(Worker::new(
+            store.clone(),
+            catalog.clone(),
+            kept.clone(),
+            segments.clone(),
+            Box::new(move |sandbox| contents_in(&home, sandbox)),
+            needed,
+        ))?;
         let null = std::fs::File::options().read(true).write(true).open("/dev/null");
         let null = null
             .map_err(|error| Error::io("cannot open /dev/null", &error))?
@@ -134,6 +169,7 @@ impl Engine {
             background,
             kept,
             pages: PageStore::new(),
+            segments,
             null,
         });
         let mut sandboxes = HashMap::new();

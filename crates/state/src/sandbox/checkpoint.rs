@@ -68,13 +68,17 @@ impl Sandbox {
             memory_bytes: frozen.memory_bytes,
             processes: frozen.processes.as_ref().map_or(0, ProcessState::len),
             process_state: frozen.processes,
+            saved: None,
+            failed: false,
             durable: false,
         };
         self.next_sequence += 1;
         self.record.current = Some(id.clone());
         self.shared.kept.add(&self.record.id, [record.frozen]);
         self.tree.push(record.clone());
-        self.queue_durable(vec![record.clone()]);
+        let mut undone = self.take_failed();
+        undone.push(record.clone());
+        self.queue_durable(undone);
         let squash = self.live()?.files.squash_job();
         self.shared.background.send(Work::Squash(squash));
         Ok(CheckpointResult {
@@ -95,10 +99,10 @@ impl Sandbox {
     /// Returns to a checkpoint, which all others outlive. From a stopped or failed sandbox it makes a new cell.
     pub fn rollback(&mut self, to: &str) -> Result<RollbackResult> {
         let start = Instant::now();
-        let target = self.tree.resolve(to)?.clone();
+        let mut phases = Phases::default();
+        let target = self.loaded(to, &mut phases)?;
         let shared = self.shared.clone();
         let _changing = shared.kept.changing();
-        let mut phases = Phases::default();
         let done = match &mut self.live {
             Some(live) => match live.rollback(&target, &mut phases) {
                 Ok(done) => done,
@@ -123,6 +127,39 @@ impl Sandbox {
         })
     }
 
+    /// A checkpoint with its process half in memory.
+    pub(super) fn loaded(&mut self, reference: &str, phases: &mut Phases) -> Result<CheckpointRecord> {
+        let mut node = self.tree.resolve(reference)?.clone();
+        if let (None, Some(saved)) = (&node.process_state, &node.saved) {
+            let read = phases.time("read", || {
+                self.shared.segments.read(saved.segment, &self.shared.pages)
+            });
+            let state = read.map_err(|error| unreadable(&node.id, &error))?;
+            node.process_state = Some(ProcessState::from_saved(state));
+            if let Some(kept) = self.tree.get_mut(&node.id) {
+                kept.process_state.clone_from(&node.process_state);
+            }
+        }
+        if node.processes > 0 && node.process_state.is_none() {
+            return Err(Error::conflict(format!(
+                "the processes of checkpoint {} were never written to disk",
+                node.id
+            ))
+            .hint("its files can be had with `deltabox restore` and `deltabox export`"));
+        }
+        Ok(node)
+    }
+
+    /// Checkpoints that could not be made durable, for another try.
+    fn take_failed(&mut self) -> Vec<CheckpointRecord> {
+        let mut found = Vec::new();
+        for node in self.tree.iter_mut().filter(|node| node.failed) {
+            node.failed = false;
+            found.push(node.clone());
+        }
+        found
+    }
+
     /// Makes a new cell for a sandbox that has none.
     fn start_again(&mut self, target: &CheckpointRecord, phases: &mut Phases) -> Result<RolledBack> {
         let (record, shared) = (&self.record, &self.shared);
@@ -133,6 +170,7 @@ impl Sandbox {
         };
         self.live = Some(live);
         self.failure = None;
+        self.paused = false;
         Ok(RolledBack {
             stopped: Duration::ZERO,
             processes,
@@ -157,6 +195,11 @@ impl Sandbox {
             handle: self.handle.clone(),
         })));
     }
+}
+
+fn unreadable(id: &CheckpointId, error: &std::io::Error) -> Error {
+    Error::internal(&format!("the processes of checkpoint {id} cannot be read"), error)
+        .hint("`deltabox fsck` says which checkpoints are whole")
 }
 
 /// Both halves of a checkpoint, taken while the sandbox stood still.

@@ -4,6 +4,7 @@ use deltabox_api::CheckpointRequest;
 use deltabox_process::descriptor::ContentDirectory;
 
 use super::Sandbox;
+use super::checkpoint::Phases;
 use crate::catalog::{CheckpointRecord, SandboxRecord};
 use crate::error::{Error, Result};
 use crate::id::SandboxId;
@@ -28,7 +29,7 @@ impl Sandbox {
                 (made.id, made.stopped_ms)
             }
         };
-        let checkpoint = self.tree.resolve(&reference)?.clone();
+        let checkpoint = self.loaded(&reference, &mut Phases::default())?;
         let shared = self.shared.clone();
         let _changing = shared.kept.changing();
         for child in children {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use deltabox_api::{ExecInfo, Mount, Stats};
 use deltabox_isolation::spawner::UIDS_PER_CELL;
@@ -23,6 +23,9 @@ use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::id::ExecId;
 use crate::pool::OwnedCell;
+
+/// How long the processes may take to freeze.
+const HOLD_LIMIT: Duration = Duration::from_secs(2);
 
 /// Everything of a sandbox that ends with its processes.
 pub(crate) struct Live {
@@ -87,6 +90,16 @@ impl Live {
             shared: shared.clone(),
             created_phases: phases,
         })
+    }
+
+    /// Keeps all processes from going on.
+    pub fn hold(&self) -> Result<()> {
+        Ok(self.cell.cgroup().freeze(HOLD_LIMIT)?)
+    }
+
+    /// Undoes [`Live::hold`].
+    pub fn let_go(&self) -> Result<()> {
+        Ok(self.cell.cgroup().thaw()?)
     }
 
     pub fn init_pid(&self) -> i32 {

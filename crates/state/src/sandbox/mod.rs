@@ -9,6 +9,7 @@ mod exec;
 mod files;
 mod fork;
 mod live;
+mod pause;
 mod processes;
 mod queue;
 mod thread;
@@ -43,6 +44,8 @@ pub struct Sandbox {
     live: Option<Live>,
     /// Why there is no live state although nobody stopped it.
     failure: Option<String>,
+    /// It has no live state because it was paused.
+    paused: bool,
     next_sequence: u64,
     waiting: HashMap<CheckpointId, Vec<DurableReply>>,
     /// The sandbox's own queue, so that background work can report back.
@@ -65,6 +68,7 @@ impl Sandbox {
             tree,
             live,
             failure: None,
+            paused: false,
             next_sequence,
             waiting: HashMap::new(),
             handle,
@@ -74,12 +78,16 @@ impl Sandbox {
     /// The live state, or an error that says how to get one.
     fn live(&mut self) -> Result<&mut Live> {
         let name = &self.record.name;
-        let failure = self.failure.as_deref();
+        let (failure, paused) = (self.failure.as_deref(), self.paused);
         self.live.as_mut().ok_or_else(|| {
-            let why = failure.unwrap_or("the daemon was restarted");
-            Error::conflict(format!("sandbox {name} is not running: {why}")).hint(
-                "`deltabox rollback` to one of its checkpoints brings it back; `deltabox log` lists them",
-            )
+            let stopped = if paused {
+                "it is paused"
+            } else {
+                "the daemon was restarted"
+            };
+            let why = failure.unwrap_or(stopped);
+            Error::conflict(format!("sandbox {name} is not running: {why}"))
+                .hint(format!("`deltabox resume {name}` brings it back"))
         })
     }
 
@@ -162,7 +170,9 @@ impl Sandbox {
         for record in written {
             if let Some(node) = self.tree.get_mut(&record.id) {
                 node.durable = result.is_ok();
+                node.failed = result.is_err();
                 node.file_bytes = record.file_bytes;
+                node.saved.clone_from(&record.saved);
             }
             for reply in self.waiting.remove(&record.id).unwrap_or_default() {
                 reply(result.clone());

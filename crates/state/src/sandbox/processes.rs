@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use deltabox_api::Refusal;
 use deltabox_isolation::SkeletonSpec;
@@ -19,6 +19,7 @@ use deltabox_sys::fsids::with_file_owner;
 use crate::error::{Error, Result};
 use crate::id::ExecId;
 use crate::pool::OwnedCell;
+use crate::segments::SavedState;
 
 /// How long the processes may take to freeze.
 const FREEZE_LIMIT: Duration = Duration::from_secs(2);
@@ -36,6 +37,24 @@ pub(crate) struct ProcessState {
 impl ProcessState {
     pub fn len(&self) -> usize {
         self.image.processes.len()
+    }
+
+    /// As it is written to disk.
+    pub fn save(&self) -> SavedState {
+        SavedState {
+            image: Image::clone(&self.image),
+            execs: self.execs.clone(),
+            externals: self.externals.clone(),
+        }
+    }
+
+    /// As it was read from disk.
+    pub fn from_saved(saved: SavedState) -> Self {
+        Self {
+            image: Arc::new(saved.image),
+            execs: saved.execs,
+            externals: saved.externals,
+        }
     }
 
     /// Contents of open files without a name.
@@ -115,8 +134,16 @@ pub(super) struct Processes {
     externals: BTreeSet<ExternalId>,
 }
 
-/// Numbers the streams of commands of all sandboxes: a state may be restored into another cell than it came from.
-static NEXT_EXTERNAL: AtomicU64 = AtomicU64::new(1);
+/// A number for a stream of a command that no other one of any sandbox has or had: a state may be restored into another
+/// cell than it came from, and by another daemon.
+fn next_external() -> ExternalId {
+    static NEXT: OnceLock<AtomicU64> = OnceLock::new();
+    let next = NEXT.get_or_init(|| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        AtomicU64::new(now.map_or(1, |age| age.as_nanos() as u64))
+    });
+    ExternalId(next.fetch_add(1, Ordering::Relaxed))
+}
 
 impl Processes {
     /// `contents` is a directory for what has no name in the files: deleted but open files and memfds.
@@ -143,7 +170,7 @@ impl Processes {
 
     /// Registers the ends of a command's streams that the sandbox holds: they are outside the state.
     pub fn add_external(&mut self, sandbox_end: BorrowedFd<'_>, duplicate: bool) -> Result<ExternalId> {
-        let id = ExternalId(NEXT_EXTERNAL.fetch_add(1, Ordering::Relaxed));
+        let id = next_external();
         let externals = self.engine.externals();
         let registered = if duplicate {
             externals.register(id, sandbox_end)

@@ -232,6 +232,16 @@ class Sandbox:
             raise ForkFailed(children, errors)
         return children
 
+    def pause(self) -> Checkpoint:
+        """Writes the present state to disk, ends the processes and frees their memory."""
+        return parse(Checkpoint, self._api.json("POST", f"{self._path}/pause", {}))
+
+    def resume(self, checkpoint: CheckpointLike | None = None) -> Rollback:
+        """Brings a sandbox that is not running back with its processes: one that was paused, or whose daemon or machine
+        went down. From the current checkpoint, or another durable one."""
+        body = {"to": None if checkpoint is None else _checkpoint_id(checkpoint)}
+        return parse(Rollback, self._api.json("POST", f"{self._path}/resume", body))
+
     def log(self) -> Log:
         """The tree of checkpoints and the current position in it."""
         return Log.from_json(self._api.json("GET", f"{self._path}/checkpoints"))

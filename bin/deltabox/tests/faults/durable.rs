@@ -1,0 +1,139 @@
+//! Processes that outlive the daemon, on disk.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use crate::support::Home;
+
+/// Counts in a thread, keeps a deleted file, and answers by FIFOs what it remembers.
+const PROGRAM: &str = r"
+import os, threading, time
+gone = open('/tmp/gone', 'w+'); gone.write('kept'); gone.flush(); os.unlink('/tmp/gone')
+memory = {'note': 'none', 'ticks': 0, 'ballast': os.urandom(300000)}
+def tick():
+    while True:
+        memory['ticks'] += 1
+        time.sleep(0.001)
+threading.Thread(target=tick, daemon=True).start()
+os.mkfifo('/tmp/in'); os.mkfifo('/tmp/out')
+while True:
+    word = open('/tmp/in').read().strip()
+    if word:
+        memory['note'] = word
+    before = memory['ticks']
+    time.sleep(0.05)
+    gone.seek(0)
+    with open('/tmp/out', 'w') as out:
+        print(os.getpid(), memory['note'], gone.read(), memory['ticks'] > before, len(memory['ballast']), file=out)
+";
+
+fn start(home: &Home) {
+    home.ok(&["create", "--name", "box"]);
+    home.ok(&["exec", "-d", "box", "python3", "-c", PROGRAM]);
+}
+
+#[track_caller]
+fn remembers(home: &Home, sandbox: &str, tell: &str, wanted: &str) {
+    let script = format!("while ! [ -p /tmp/out ]; do sleep 0.02; done; echo {tell} > /tmp/in; cat /tmp/out");
+    assert_eq!(home.sh(sandbox, &script), format!("2 {wanted} kept True 300000"));
+}
+
+fn segments(home: &Home) -> Vec<PathBuf> {
+    let mut found: Vec<_> = fs::read_dir(home.path().join("segments"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn processes_of_a_durable_checkpoint_survive_the_daemon() {
+    let home = Home::new();
+    start(&home);
+    remembers(&home, "box", "one", "one");
+    let one = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    remembers(&home, "box", "two", "two");
+    let two = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    remembers(&home, "box", "lost", "lost");
+    let sizes: Vec<u64> = segments(&home)
+        .iter()
+        .map(|path| fs::metadata(path).unwrap().len())
+        .collect();
+    assert_eq!(sizes.len(), 2);
+    assert!(
+        sizes[1] * 3 < sizes[0],
+        "the second holds what changed: {sizes:?}"
+    );
+    home.kill_daemon();
+    assert_eq!(home.ok(&["resume", "box"]), two);
+    remembers(&home, "box", "", "two");
+    home.ok(&["rollback", "box", &one]);
+    remembers(&home, "box", "", "one");
+    // What came from disk goes on like any other: changed, checkpointed, forked, and back again after another death.
+    remembers(&home, "box", "three", "three");
+    home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    home.ok(&["fork", "box", "--from", &two, "--name", "child"]);
+    remembers(&home, "child", "", "two");
+    home.ok(&["checkpoint", "child", "--wait", "durable"]);
+    home.kill_daemon();
+    home.ok(&["rm", "box"]);
+    home.ok(&["resume", "child"]);
+    remembers(&home, "child", "", "two");
+    assert_eq!(home.json(&["fsck"])["damaged"].as_array().unwrap().len(), 0);
+    home.ok(&["rm", "--force", "child"]);
+    assert_eq!(segments(&home), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_paused_sandbox_has_no_processes_and_comes_back() {
+    let home = Home::new();
+    start(&home);
+    remembers(&home, "box", "one", "one");
+    let before = home.json(&["inspect", "box"])["init_pid"].as_i64().unwrap();
+    let made = home.json(&["pause", "box"]);
+    assert_eq!((&made["durable"], &made["processes"]), (&true.into(), &1.into()));
+    assert!(!PathBuf::from(format!("/proc/{before}")).exists());
+    let state = home.json(&["inspect", "box"]);
+    assert_eq!(
+        (&state["status"], &state["current"]),
+        (&"stopped".into(), &made["id"])
+    );
+    home.refuses(125, &["exec", "box", "true"]);
+    home.refuses(4, &["pause", "box"]);
+    home.ok(&["resume", "box"]);
+    remembers(&home, "box", "two", "two");
+    home.refuses(4, &["resume", "box"]);
+    home.ok(&["pause", "box"]);
+    home.kill_daemon();
+    home.ok(&["resume", "box", made["id"].as_str().unwrap()]);
+    remembers(&home, "box", "", "one");
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_refused_and_the_others_work() {
+    let home = Home::new();
+    start(&home);
+    remembers(&home, "box", "one", "one");
+    let one = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    remembers(&home, "box", "two", "two");
+    let two = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    home.kill_daemon();
+    let damaged = &segments(&home)[1];
+    let file = fs::File::options().read(true).write(true).open(damaged).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 1000).unwrap();
+    file.write_all_at(&[byte[0] ^ 1], 1000).unwrap();
+    let (code, _) = home.fails(&["fsck"]);
+    assert_eq!(code, 1);
+    let found = home.output(&["fsck", "--json"]);
+    let found: serde_json::Value = serde_json::from_slice(&found.stdout).unwrap();
+    assert_eq!(found["checkpoints"], 2);
+    assert_eq!(found["damaged"].as_array().unwrap().len(), 1);
+    assert_eq!(found["damaged"][0]["checkpoint"], *two);
+    let said = home.refuses(1, &["resume", "box"]);
+    assert!(said.contains(&two) && said.contains("checksum"), "{said}");
+    home.ok(&["resume", "box", &one]);
+    remembers(&home, "box", "", "one");
+}
