@@ -1,7 +1,7 @@
 //! What `sock_diag` netlink knows of sockets and no call on the socket itself tells (sock_diag(7)): the peer of a
 //! unix socket, its shutdown state, who waits to be accepted; and ending TCP connections that nobody holds any more.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
 
@@ -62,15 +62,18 @@ pub(super) fn unix_sockets() -> io::Result<HashMap<u32, UnixSocket>> {
     for word in [u32::MAX, 0, SHOW, u32::MAX, u32::MAX] {
         body.extend_from_slice(&word.to_ne_bytes());
     }
-    send(
-        &socket,
-        &message(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, &body),
-        Attachments::default(),
-    )?;
     let mut found = HashMap::new();
+    dump(&socket, &body, &mut |body| found.extend(parse(body)))?;
+    Ok(found)
+}
+
+/// Calls `visit` for each socket of a list that the kernel is asked for.
+fn dump(socket: &OwnedFd, request: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let request = message(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, request);
+    send(socket, &request, Attachments::default())?;
     loop {
         // A dump answers within the calls; nothing is waited for.
-        let Some(answer) = receive(&socket, 65536, false)? else {
+        let Some(answer) = receive(socket, 65536, false)? else {
             return Err(io::Error::other("the kernel did not finish its list of sockets"));
         };
         let mut rest = answer.bytes.as_slice();
@@ -78,13 +81,9 @@ pub(super) fn unix_sockets() -> io::Result<HashMap<u32, UnixSocket>> {
             let len = (word(rest, 0) as usize).clamp(16, rest.len());
             let (kind, body) = (half(rest, 4), &rest[16..len]);
             match kind {
-                NLMSG_DONE => return Ok(found),
+                NLMSG_DONE => return Ok(()),
                 NLMSG_ERROR => return Err(errno(body)),
-                _ => {
-                    if let Some((ino, socket)) = parse(body) {
-                        found.insert(ino, socket);
-                    }
-                }
+                _ => visit(body),
             }
             rest = &rest[len.next_multiple_of(4).min(rest.len())..];
         }
@@ -178,6 +177,56 @@ pub(super) fn destroy_tcp(local: &[u8], remote: &[u8]) -> io::Result<()> {
     }
 }
 
+/// Ends what is left of TCP connections that no process holds any more (their last words, `TIME_WAIT`) and whose local
+/// port is one of these: they would keep it from being bound again. As [`destroy_tcp`] otherwise.
+///
+/// # Errors
+/// Those of the kernel.
+pub(super) fn destroy_orphans(ports: &HashSet<u16>) -> io::Result<()> {
+    /// Offset and size of the id in `struct inet_diag_msg`, and where the inode number is: 0 for what nobody holds.
+    const ID: std::ops::Range<usize> = 4..52;
+    const INODE: usize = 68;
+    let socket = open()?;
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        // All states but that of a listener.
+        let mut request = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
+        request.extend_from_slice(&(!(1u32 << TCP_LISTEN)).to_ne_bytes());
+        request.extend_from_slice(&[0; 48]);
+        let mut found = Vec::new();
+        dump(&socket, &request, &mut |body| {
+            if body.len() >= INODE + 4 && word(body, INODE) == 0 && body[1] != TCP_LISTEN {
+                found.push(body[ID].to_vec());
+            }
+        })?;
+        for id in found {
+            if ports.contains(&u16::from_be_bytes([id[0], id[1]])) {
+                destroy(&socket, family, &id)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn destroy(socket: &OwnedFd, family: u8, id: &[u8]) -> io::Result<()> {
+    let mut body = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
+    body.extend_from_slice(&u32::MAX.to_ne_bytes());
+    body.extend_from_slice(id);
+    send(
+        socket,
+        &message(SOCK_DESTROY, REQUEST | ACK, &body),
+        Attachments::default(),
+    )?;
+    let answer = receive(socket, 8192, false)?.map_or_else(Vec::new, |answer| answer.bytes);
+    match word(&answer, 16) {
+        0 => Ok(()),
+        _ => match errno(&answer[16.min(answer.len())..]) {
+            // Gone meanwhile, or a kernel that cannot.
+            error if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EOPNOTSUPP)) => Ok(()),
+            error => Err(error),
+        },
+    }
+}
+
 /// `struct inet_diag_sockid`: ports, addresses, interface, cookie.
 fn connection(local: &[u8], remote: &[u8]) -> Option<Vec<u8>> {
     let mut id = Vec::with_capacity(48);
@@ -222,6 +271,30 @@ mod tests {
         assert_eq!((sockets[&ino(&a)].shutdown, sockets[&ino(&b)].shutdown), (2, 1));
         assert!(sockets[&ino(&listener)].listening);
         assert_eq!(sockets[&ino(&listener)].waiting, [ino(&client)]);
+    }
+
+    #[test]
+    fn what_nobody_holds_gives_its_port_free() {
+        use rustix::net::{AddressFamily, SocketType, socket};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut client = std::net::TcpStream::connect(address).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        // The one that closes first is left in TIME_WAIT, with the port of the listener.
+        drop(server);
+        std::io::Read::read(&mut client, &mut [0]).unwrap();
+        drop(client);
+        let local = deltabox_sys::socket::local_address(&listener).unwrap();
+        drop(listener);
+        let bind = || {
+            let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+            deltabox_sys::socket::bind(&socket, &local)
+        };
+        assert!(bind().is_err());
+        destroy_orphans(&[address.port() ^ 1].into()).unwrap();
+        assert!(bind().is_err());
+        destroy_orphans(&[address.port()].into()).unwrap();
+        bind().unwrap();
     }
 
     #[test]

@@ -1,14 +1,14 @@
 //! Making TCP sockets anew. A connection is made in repair mode (tcp(7), `TCP_REPAIR`): both ends are declared
 //! connected without a handshake, at any addresses and ports; then what was in flight is simply sent again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use deltabox_sys::socket::{Attachments, bind, connect, send, set_int_option, set_option};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, listen, shutdown, socket_with};
 
-use super::diag::destroy_tcp;
+use super::diag::{destroy_orphans, destroy_tcp};
 use super::error::{Error, making};
 use super::options;
 use super::restore::Restore;
@@ -124,22 +124,25 @@ pub(super) fn restore_all(restore: &mut Restore<'_>) -> Result<(), Error> {
 }
 
 fn make_all(missing: &[(usize, &State)]) -> io::Result<HashMap<usize, OwnedFd>> {
+    let binds = |state: &State| matches!(state.role, Role::Closed { bound: true } | Role::Listening { .. });
+    let bound = missing.iter().filter(|(_, state)| binds(state));
+    let ports: HashSet<u16> = bound.map(|(_, state)| tcp::port(&state.local)).collect();
+    if !ports.is_empty() {
+        destroy_orphans(&ports)?;
+    }
     let mut made = HashMap::new();
     for (wanted, state) in missing {
         match &state.role {
             Role::Closed { bound } => {
                 let socket = new_socket(state)?;
                 if *bound {
-                    set_int_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-                    bind(&socket, &state.local)?;
+                    bind_again(&socket, state)?;
                 }
                 made.insert(*wanted, socket);
             }
             Role::Listening { backlog, .. } => {
                 let socket = new_socket(state)?;
-                set_int_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-                copy_only_v6(&socket, state)?;
-                bind(&socket, &state.local)?;
+                bind_again(&socket, state)?;
                 listen(&socket, *backlog as i32)?;
                 made.insert(*wanted, socket);
             }
@@ -246,13 +249,20 @@ fn new_socket_of(six: bool) -> io::Result<OwnedFd> {
     )?)
 }
 
-/// Whether an IPv6 socket takes IPv4 too is settled when it is bound.
-fn copy_only_v6(socket: &OwnedFd, state: &State) -> io::Result<()> {
-    let only = state
-        .options
-        .iter()
-        .find(|o| (o.level, o.name) == (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY));
-    only.map_or(Ok(()), |o| set_option(socket, o.level, o.name, &o.value))
+/// Binds a socket to its address, with the options that matter at that moment: whether an IPv6 socket takes IPv4 too,
+/// and whether several share the port.
+fn bind_again(socket: &OwnedFd, state: &State) -> io::Result<()> {
+    const NOW: [(i32, i32); 2] = [
+        (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY),
+        (libc::SOL_SOCKET, libc::SO_REUSEPORT),
+    ];
+    set_int_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    for option in &state.options {
+        if NOW.contains(&(option.level, option.name)) {
+            set_option(socket, option.level, option.name, &option.value)?;
+        }
+    }
+    bind(socket, &state.local)
 }
 
 fn destroy(local: &[u8], remote: &[u8]) -> io::Result<()> {
