@@ -423,7 +423,10 @@ fn a_terminal_inside_follows_the_one_outside() {
         .unwrap();
     expect(&mut terminal, "two\r\n");
     // The character goes inside, where it means an interrupt, and does not end us.
-    terminal.write_all(b"echo be''gun; sleep 1000\r").unwrap();
+    // Said by the one that is to be interrupted: the shell itself would ignore it.
+    terminal
+        .write_all(b"sh -c 'echo be\"\"gun; exec sleep 1000'\r")
+        .unwrap();
     expect(&mut terminal, "begun\r\n");
     terminal.write_all(b"\x03").unwrap();
     expect(&mut terminal, "# ");

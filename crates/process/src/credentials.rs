@@ -153,6 +153,7 @@ fn filters(process: &Process) -> Result<Vec<Filter>, TraceError> {
         what: "read the seccomp filters of",
         source,
     };
+    // The kernel counts from the oldest, whatever ptrace(2) says (`get_nth_filter` in kernel/seccomp.c).
     for index in 0..process.status().seccomp_filters as usize {
         let Some(code) = ptrace::get_seccomp_filter(tid.pid(), index).map_err(failed)? else {
             break;
@@ -160,8 +161,6 @@ fn filters(process: &Process) -> Result<Vec<Filter>, TraceError> {
         let flags = ptrace::get_seccomp_flags(tid.pid(), index).map_err(failed)?;
         found.push(Filter { flags, code });
     }
-    // The kernel counts from the newest.
-    found.reverse();
     Ok(found)
 }
 

@@ -9,8 +9,6 @@
 //! or at the top of the alternate stack. Writes are told by the same tracking that finds changed pages, which notices
 //! those that store what was there before, too.
 
-use deltabox_sys::attributes;
-
 use crate::error::TraceError;
 use crate::ids::HostPid;
 use crate::image::ProcessImage;
@@ -19,8 +17,8 @@ use crate::memory::maps::Vma;
 use crate::memory::track::Run;
 use crate::process::Process;
 use crate::procfs;
-use crate::task::{TaskImage, limits, oom_score};
-use crate::thread::{Registers, Signal, ThreadImage, interrupted_call};
+use crate::task::{TaskImage, coredump_filter, limits, oom_score};
+use crate::thread::{Registers, Scheduling, Signal, ThreadImage, interrupted_call};
 
 /// Bytes below the stack pointer that belong to the running function (System V ABI, AMD64).
 const RED_ZONE: u64 = 128;
@@ -70,15 +68,12 @@ pub(crate) fn thread(
     let pid = process.pid();
     let tracee = &mut process.threads[place].tracee;
     let tid = tracee.tid();
-    let failed = |source| TraceError::Request {
-        tid,
-        what: "look at the scheduling of",
-        source,
-    };
+    let scheduling = Scheduling::of(tid)?;
     let mut now = was.clone();
     now.pending = tracee.context()?.pending.iter().map(Signal::from).collect();
-    now.affinity = attributes::affinity(tid.pid()).map_err(failed)?;
-    now.scheduling = attributes::scheduling(tid.pid()).map_err(failed)?;
+    now.affinity = scheduling.affinity;
+    now.scheduling = scheduling.attributes;
+    now.io_priority = scheduling.io_priority;
     now.name = name(pid, tid, was.name.len())?;
     now.timer_slack = procfs::read_text(tid, "timerslack_ns")?
         .trim()
@@ -99,6 +94,7 @@ pub(crate) fn task(process: &mut Process, was: &TaskImage) -> Result<TaskImage, 
     now.pending = context.process_pending.iter().map(Signal::from).collect();
     now.limits = limits(pid)?;
     now.oom_score_adj = oom_score(pid)?;
+    now.coredump_filter = coredump_filter(pid)?;
     Ok(now)
 }
 

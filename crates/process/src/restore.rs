@@ -175,8 +175,12 @@ impl<H: Host> Stopped<'_, H> {
                 .processes
                 .iter()
                 .find(|wanted| wanted.pid == process.inside());
-            let same = |wanted: &Arc<ProcessImage>| {
-                Seen::of(process.status(), first) == wanted.task.credentials.seen
+            let same = match wanted {
+                Some(wanted) => {
+                    Seen::of(process.status(), first) == wanted.task.credentials.seen
+                        && task::limits_can_be_had(process.pid(), &wanted.task)?
+                }
+                None => false,
             };
             let identity = self.engine.identity(process);
             present.push(Present {
@@ -184,7 +188,7 @@ impl<H: Host> Stopped<'_, H> {
                 parent: parent_of(&self.tree, place, init),
                 session: InsidePid(process.status().session),
                 identity: identity.unwrap_or(Identity(0)),
-                reversible: wanted.is_some_and(same),
+                reversible: same,
             });
         }
         Ok(plan::plan(&present, image)?)

@@ -1,11 +1,12 @@
-//! Memory that several processes share without a file in the sandbox: shared anonymous mappings and memfds.
+//! Memory that several processes share without a file in the sandbox: shared anonymous mappings, memfds, System V
+//! shared memory, and mapped files whose name has been removed.
 //!
 //! Content is kept once per object, however many processes map it. An object that no live process maps any more is
 //! made again as a memfd; from then on the new one stands for the old one (an *alias*), so that mappings compare
 //! equal.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -38,17 +39,19 @@ pub struct SharedImage {
     pub pages: PageTree,
 }
 
-/// Whether a mapped file is memory in truth.
+/// Whether what is mapped is in no file that a layer holds: memory in truth, or a file without a name.
 #[must_use]
 pub fn is_memory(backing: &Backing) -> bool {
-    backing.path == "/dev/zero (deleted)" || backing.path.starts_with("/memfd:")
+    backing.path.ends_with(" (deleted)") || backing.path.starts_with("/memfd:")
 }
 
-/// The name of what is behind a mapping, if it is shared memory.
+/// The name of what is behind a mapping, if its content has to be kept here.
 #[must_use]
 pub fn key_of(vma: &Vma) -> Option<Key> {
     match &vma.kind {
-        Kind::Shared(backing) if is_memory(backing) => Some((backing.device, backing.inode)),
+        Kind::Shared(backing) | Kind::PrivateFile(backing) if is_memory(backing) => {
+            Some((backing.device, backing.inode))
+        }
         _ => None,
     }
 }
@@ -73,7 +76,7 @@ impl SharedMemory {
             let Some(original) = key_of(vma).and_then(|key| self.aliases.get(&key)) else {
                 continue;
             };
-            if let Kind::Shared(backing) = &mut vma.kind {
+            if let Kind::Shared(backing) | Kind::PrivateFile(backing) = &mut vma.kind {
                 (backing.device, backing.inode) = *original;
             }
         }
@@ -83,9 +86,15 @@ impl SharedMemory {
     /// Captures all objects that the processes map.
     pub fn capture<'a>(
         &mut self,
-        processes: impl Iterator<Item = (HostPid, &'a [Vma])>,
+        processes: impl Iterator<Item = (HostPid, &'a [Vma])> + Clone,
         store: &PageStore,
     ) -> Result<(Vec<SharedImage>, u64), TraceError> {
+        let shared: HashSet<Key> = processes
+            .clone()
+            .flat_map(|(_, vmas)| vmas)
+            .filter(|vma| matches!(vma.kind, Kind::Shared(_)))
+            .filter_map(key_of)
+            .collect();
         let mut images: Vec<SharedImage> = Vec::new();
         let mut stored = 0;
         for (pid, vmas) in processes {
@@ -98,7 +107,12 @@ impl SharedMemory {
                 let file = open_mapping(pid, vma, false).map_err(failed)?;
                 let before = self.seen.remove(&key).unwrap_or_default();
                 let size = file.metadata().map_err(failed)?.size();
-                let pages = read_pages(&file, &before, store, &mut stored).map_err(failed)?;
+                // A library that has been replaced: nobody writes into it any more.
+                let pages = if shared.contains(&key) || before.is_empty() {
+                    read_pages(&file, &before, store, &mut stored).map_err(failed)?
+                } else {
+                    before
+                };
                 self.seen.insert(key, pages.clone());
                 images.push(SharedImage { key, size, pages });
             }

@@ -66,6 +66,8 @@ pub struct TaskImage {
     pub settings: Vec<u64>,
     /// Out-of-memory score adjustment.
     pub oom_score_adj: i32,
+    /// What of its memory goes into a core file (core(5)).
+    pub coredump_filter: u32,
     /// Who it is.
     pub credentials: Credentials,
     /// Where things are.
@@ -176,12 +178,42 @@ pub(crate) fn limits(pid: HostPid) -> Result<Vec<Vec<u8>>, TraceError> {
         })
 }
 
+/// Whether a process can have the limits of `image` (again): who may not raise hard limits has to make it anew.
+pub(crate) fn limits_can_be_had(pid: HostPid, image: &TaskImage) -> Result<bool, TraceError> {
+    let may_raise = rustix::thread::capabilities(None).is_ok_and(|have| {
+        have.effective
+            .contains(rustix::thread::CapabilitySet::SYS_RESOURCE)
+    });
+    if may_raise {
+        return Ok(true);
+    }
+    // struct rlimit64: soft, hard.
+    let hard = |limit: &Vec<u8>| word(limit.get(8..).unwrap_or_default());
+    let now = limits(pid)?;
+    Ok(image
+        .limits
+        .iter()
+        .zip(&now)
+        .all(|(wanted, now)| hard(wanted) <= hard(now)))
+}
+
 /// The adjustment of the out-of-memory score.
 pub(crate) fn oom_score(pid: HostPid) -> Result<i32, TraceError> {
     let text = procfs::read_text(pid, "oom_score_adj")?;
     text.trim()
         .parse()
         .map_err(|_| procfs::malformed(pid, "oom_score_adj"))
+}
+
+/// What goes into a core file; 0 where the kernel writes none.
+pub(crate) fn coredump_filter(pid: HostPid) -> Result<u32, TraceError> {
+    match procfs::read_text(pid, "coredump_filter") {
+        Ok(text) => {
+            u32::from_str_radix(text.trim(), 16).map_err(|_| procfs::malformed(pid, "coredump_filter"))
+        }
+        Err(TraceError::Gone { .. }) => Ok(0),
+        Err(error) => Err(error),
+    }
 }
 
 /// The stopped process in whose first thread the batch has been run.
@@ -236,6 +268,7 @@ pub(crate) fn answers(
         personality: batch.result(asked.personality).unwrap_or(0),
         settings: settings.collect(),
         oom_score_adj: oom_score(pid)?,
+        coredump_filter: coredump_filter(pid)?,
         credentials,
         layout,
     })
@@ -373,13 +406,6 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
             thread.tracee.block_traps()?;
         }
     }
-    for (number, limit) in image.limits.iter().enumerate() {
-        let limit = batch.input(limit);
-        batch.call(
-            libc::SYS_prlimit64,
-            &[0.into(), number.into(), limit.into(), 0.into()],
-        );
-    }
     set_actions(&mut batch, image);
     for (which, setting) in image.interval_timers.iter().enumerate() {
         let setting = batch.input(&armed(setting));
@@ -401,7 +427,32 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
         );
     }
     process.run(&mut batch)?;
-    restore_oom_score(process.pid(), image.oom_score_adj)
+    restore_limits(process.pid(), image)?;
+    restore_oom_score(process.pid(), image.oom_score_adj)?;
+    if coredump_filter(process.pid())? != image.coredump_filter {
+        let pid = process.pid();
+        std::fs::write(
+            format!("/proc/{pid}/coredump_filter"),
+            format!("{:#x}", image.coredump_filter),
+        )
+        .map_err(|source| procfs::failed(pid, "coredump_filter", source))?;
+    }
+    Ok(())
+}
+
+/// From outside: the program itself could not raise its hard limits again.
+fn restore_limits(pid: HostPid, image: &TaskImage) -> Result<(), TraceError> {
+    let now = limits(pid)?;
+    for (number, (limit, now)) in image.limits.iter().zip(now).enumerate() {
+        if let Some(limit) = limit.first_chunk().filter(|_| *limit != now) {
+            attributes::set_limit(pid.pid(), number, limit).map_err(|source| TraceError::Request {
+                tid: pid,
+                what: "set the limits of",
+                source,
+            })?;
+        }
+    }
+    Ok(())
 }
 
 /// A periodic timer whose signal is pending has no time left and starts again only when the signal is taken; set to

@@ -23,6 +23,7 @@ pub(crate) fn process(pid: i32, parent: i32, session: i32) -> ProcessImage {
         personality: 0,
         settings: Vec::new(),
         oom_score_adj: 0,
+        coredump_filter: 0,
         credentials: Credentials::default(),
         layout: MemoryLayout::default(),
     };

@@ -1,10 +1,11 @@
 //! What a thread has besides memory: CPU state, signal state, and what it told the kernel about itself.
 
+use deltabox_sys::attributes;
 use deltabox_sys::ptrace::{RawSiginfo, SIGINFO_SIZE, UserRegs};
 use serde::{Deserialize, Serialize};
 
 use crate::error::TraceError;
-use crate::ids::{Addr, InsidePid};
+use crate::ids::{Addr, HostPid, InsidePid};
 use crate::inject::{Arg, Batch, Buffer, CallId};
 use crate::stop::Process;
 
@@ -116,11 +117,10 @@ pub struct ThreadImage {
     pub affinity: Vec<u8>,
     /// Scheduling policy and nice value (`struct sched_attr`, first version).
     pub scheduling: Vec<u8>,
+    /// Class and priority of input and output (`ioprio_get(2)`).
+    pub io_priority: i32,
 }
 
-/// `sizeof(struct sched_attr)` of its first version.
-const SCHED_ATTR_SIZE: usize = 48;
-const AFFINITY_SIZE: usize = 128;
 const NAME_SIZE: usize = 16;
 const ALTSTACK_SIZE: usize = 24;
 
@@ -133,9 +133,6 @@ pub(crate) struct Questions {
     name: Buffer,
     death_signal: Buffer,
     slack: CallId,
-    affinity: Buffer,
-    affinity_size: CallId,
-    scheduling: Buffer,
 }
 
 /// Adds the questions to a batch.
@@ -160,16 +157,6 @@ pub(crate) fn ask(batch: &mut Batch) -> Questions {
         &[libc::PR_GET_PDEATHSIG.into(), death_signal.into()],
     );
     let slack = batch.call(libc::SYS_prctl, &[libc::PR_GET_TIMERSLACK.into()]);
-    let affinity = batch.output(AFFINITY_SIZE);
-    let affinity_size = batch.call(
-        libc::SYS_sched_getaffinity,
-        &[0.into(), AFFINITY_SIZE.into(), affinity.into()],
-    );
-    let scheduling = batch.output(SCHED_ATTR_SIZE);
-    batch.call(
-        libc::SYS_sched_getattr,
-        &[0.into(), scheduling.into(), SCHED_ATTR_SIZE.into(), 0.into()],
-    );
     Questions {
         tid_address,
         altstack,
@@ -178,9 +165,6 @@ pub(crate) fn ask(batch: &mut Batch) -> Questions {
         name,
         death_signal,
         slack,
-        affinity,
-        affinity_size,
-        scheduling,
     }
 }
 
@@ -200,7 +184,7 @@ pub(crate) fn answers(
     let xstate = thread.tracee.xstate()?;
     let mut context = thread.tracee.context()?.clone();
     name_restarted_call(process, &mut context.regs);
-    let affinity_size = batch.result(asked.affinity_size).unwrap_or(0) as usize;
+    let scheduling = Scheduling::of(process.threads[place].tracee.tid())?;
     Ok(ThreadImage {
         tid,
         registers: Registers::from(&context.regs),
@@ -225,9 +209,56 @@ pub(crate) fn answers(
             .copied()
             .map_or(0, i32::from),
         timer_slack: batch.result(asked.slack).unwrap_or(0),
-        affinity: batch.bytes(asked.affinity)[..affinity_size.min(AFFINITY_SIZE)].to_vec(),
-        scheduling: batch.bytes(asked.scheduling).to_vec(),
+        affinity: scheduling.affinity,
+        scheduling: scheduling.attributes,
+        io_priority: scheduling.io_priority,
     })
+}
+
+/// How a thread is scheduled, as it can be seen and set from outside.
+#[derive(PartialEq, Eq)]
+pub(crate) struct Scheduling {
+    pub affinity: Vec<u8>,
+    pub attributes: Vec<u8>,
+    pub io_priority: i32,
+}
+
+impl Scheduling {
+    pub(crate) fn of(tid: HostPid) -> Result<Scheduling, TraceError> {
+        let read = || -> std::io::Result<Scheduling> {
+            Ok(Scheduling {
+                affinity: attributes::affinity(tid.pid())?,
+                attributes: attributes::scheduling(tid.pid())?,
+                io_priority: attributes::io_priority(tid.pid())?,
+            })
+        };
+        read().map_err(|source| TraceError::Request {
+            tid,
+            what: "look at the scheduling of",
+            source,
+        })
+    }
+
+    fn restore(self, tid: HostPid) -> Result<(), TraceError> {
+        let now = Scheduling::of(tid)?;
+        let set = || -> std::io::Result<()> {
+            if now.affinity != self.affinity {
+                attributes::set_affinity(tid.pid(), &self.affinity)?;
+            }
+            if now.attributes != self.attributes {
+                attributes::set_scheduling(tid.pid(), &self.attributes)?;
+            }
+            if now.io_priority != self.io_priority {
+                attributes::set_io_priority(tid.pid(), self.io_priority)?;
+            }
+            Ok(())
+        };
+        set().map_err(|source| TraceError::Request {
+            tid,
+            what: "set the scheduling of",
+            source,
+        })
+    }
 }
 
 /// Takes back the registrations of restartable sequences that `images` do not have. The kernel writes into the area
@@ -290,6 +321,12 @@ pub fn restore(process: &mut Process, place: usize, image: &ThreadImage) -> Resu
     }
     process.run_in(place, &mut batch)?;
     let tracee = &mut process.threads[place].tracee;
+    let scheduling = Scheduling {
+        affinity: image.affinity.clone(),
+        attributes: image.scheduling.clone(),
+        io_priority: image.io_priority,
+    };
+    scheduling.restore(tracee.tid())?;
     tracee.set_pending(
         image.pending.iter().map(Signal::raw).collect(),
         context.process_pending,
@@ -334,13 +371,6 @@ fn set_up(batch: &mut Batch, image: &ThreadImage) {
         libc::SYS_prctl,
         &[libc::PR_SET_TIMERSLACK.into(), image.timer_slack.into()],
     );
-    let affinity = batch.input(&image.affinity);
-    batch.call(
-        libc::SYS_sched_setaffinity,
-        &[0.into(), image.affinity.len().into(), affinity.into()],
-    );
-    let scheduling = batch.input(&image.scheduling);
-    batch.call(libc::SYS_sched_setattr, &[0.into(), scheduling.into(), 0.into()]);
 }
 
 /// The registers of a thread that was interrupted in a system call which it would make again, the call being named.

@@ -172,7 +172,7 @@ impl Capture<'_> {
             Class::PtySlave => Kind::PtySlave(pty::capture_slave(self, position, None)?),
             Class::Eventfd => Kind::Eventfd(eventfd::capture(description)?),
             Class::Epoll => Kind::Epoll(epoll::capture(live, position)?),
-            Class::Timerfd => Kind::Timerfd(timerfd::capture(description)?),
+            Class::Timerfd => Kind::Timerfd(timerfd::capture(live, position)?),
             Class::Signalfd => Kind::Signalfd(signalfd::capture(description)?),
             Class::Inotify => Kind::Inotify(inotify::capture(live, position)?),
             Class::Pidfd => Kind::Pidfd(pidfd::capture(description)?),
@@ -197,7 +197,12 @@ impl Capture<'_> {
         if let Some(&known) = self.pipes.get(&object) {
             return Ok(known);
         }
-        let state = pipe::capture(self.live.pull(position)?, object)?;
+        // One to read from, if there is any: opening another end of a FIFO is an event for those who watch it.
+        let mut ends = self.live.descriptions.iter().enumerate();
+        let readable =
+            ends.find(|(_, other)| other.object == object && other.access() != libc::O_WRONLY as u32);
+        let end = readable.map_or(position, |(found, _)| found);
+        let state = pipe::capture(self.live.pull(end)?, object)?;
         let new = self.tables.pipes.len() as u32;
         self.tables.pipes.push(state);
         self.pipes.insert(object, new);

@@ -7,7 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use deltabox_sys::fd::{IntRequest, int_from_ioctl};
-use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_getpipe_size, fcntl_setpipe_size, pipe_with, tee};
 use serde::{Deserialize, Serialize};
@@ -69,10 +69,12 @@ pub(super) fn capture(end: BorrowedFd<'_>, object: ObjectKey) -> Result<State, E
 /// A read never goes beyond the end of a packet. To tell a packet from a stream even when it is the last thing in
 /// the pipe, one more byte is put behind the copy: a stream runs on into it.
 fn peek(end: BorrowedFd<'_>, capacity: u32) -> Result<Vec<Chunk>, Errno> {
-    let source = reopen(end, READ)?;
+    let reads = fcntl_getfl(end)? & OFlags::RWMODE != OFlags::WRONLY;
+    let opened = if reads { None } else { Some(reopen(end, READ)?) };
+    let source = opened.as_ref().map_or(end, |opened| opened.as_fd());
     let (copy, into) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;
     fcntl_setpipe_size(&into, capacity as usize)?;
-    let mut rest = tee(&source, &into, capacity as usize, SpliceFlags::NONBLOCK)?;
+    let mut rest = tee(source, &into, capacity as usize, SpliceFlags::NONBLOCK)?;
     // One more page, which the limit for pipes may forbid; then a full pipe is taken for a stream.
     let grown = fcntl_setpipe_size(&into, capacity as usize * 2).is_ok();
     let marked = match rustix::io::write(&into, b"|") {

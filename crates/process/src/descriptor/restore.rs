@@ -303,7 +303,7 @@ impl Restore<'_> {
                     eventfd::restore(state, self.live.pull(live)?, &current)?;
                 }
             }
-            Kind::Timerfd(state) if !timerfd::idle(state, &timerfd::capture(now)?) => {
+            Kind::Timerfd(state) if !timerfd::idle(state, &timerfd::capture(self.live, live)?) => {
                 timerfd::restore(state, self.live.pull(live)?)?;
             }
             Kind::Signalfd(state) if signalfd::capture(now)? != *state => {

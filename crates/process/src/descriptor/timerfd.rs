@@ -5,12 +5,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use deltabox_sys::fd::set_timer_ticks;
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime,
-    timerfd_create, timerfd_settime,
+    timerfd_create, timerfd_gettime, timerfd_settime,
 };
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, bad_state, making};
-use super::live::LiveDescription;
+use super::live::{Live, LiveDescription};
 
 /// A timerfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,8 +30,19 @@ pub struct State {
 const ABSOLUTE: u32 = 1;
 const SECOND: i64 = 1_000_000_000;
 
-pub(super) fn capture(live: &LiveDescription) -> Result<State, Error> {
-    parse(live).ok_or_else(|| bad_state("a timerfd", "its settings cannot be read from fdinfo"))
+pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
+    let description = &live.descriptions[position];
+    let unreadable = || bad_state("a timerfd", "its settings cannot be read from fdinfo");
+    let mut state = parse(description).ok_or_else(unreadable)?;
+    if state.interval > 0 && state.next == 0 && state.ticks > 0 {
+        // A periodic one that has fired stands still until it is looked at, which changes nothing else.
+        let setting = timerfd_gettime(live.pull(position)?).map_err(making("a timerfd"))?;
+        state.next = setting.it_value.tv_sec * SECOND + setting.it_value.tv_nsec;
+        if state.flags & ABSOLUTE != 0 {
+            state.next += now(state.clock).ok_or_else(unreadable)?;
+        }
+    }
+    Ok(state)
 }
 
 fn parse(live: &LiveDescription) -> Option<State> {
