@@ -4,6 +4,7 @@
 //! keeps it while the file lives, even when the number is closed or reused. So each target is kept with its number
 //! and its description, and added again from inside a process, under that number.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
 use deltabox_sys::kcmp::{self, EpollTarget};
@@ -142,13 +143,28 @@ struct Change {
     add: Vec<Target>,
 }
 
-/// Makes every instance have its targets, now that all numbers are right.
-pub(super) fn restore_all(restore: &Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
+/// What the live instances that stay have, by their positions; to be asked while all numbers are as they were.
+pub(super) fn look(restore: &Restore<'_>) -> Result<HashMap<usize, State>, Error> {
+    let mut found = HashMap::new();
+    for (wanted, description) in restore.wanted.descriptions.iter().enumerate() {
+        if let (Kind::Epoll(_), Some(live)) = (&description.kind, restore.kept[wanted]) {
+            found.insert(live, capture(restore.live, live)?);
+        }
+    }
+    Ok(found)
+}
+
+/// Makes every instance have its targets, now that all numbers are right. `before` is what [`look`] found.
+pub(super) fn restore_all(
+    restore: &Restore<'_>,
+    before: &HashMap<usize, State>,
+    processes: &mut [Process],
+) -> Result<(), Error> {
     for (position, description) in restore.wanted.descriptions.iter().enumerate() {
         let Kind::Epoll(state) = &description.kind else {
             continue;
         };
-        let change = difference(restore, position, state)?;
+        let change = difference(restore, before, position, state);
         if change.remove.is_empty() && change.add.is_empty() {
             continue;
         }
@@ -159,12 +175,18 @@ pub(super) fn restore_all(restore: &Restore<'_>, processes: &mut [Process]) -> R
 
 /// Targets whose file is still the same one, with the same number, events and data, are left alone, and with them
 /// the events that are ready.
-fn difference(restore: &Restore<'_>, position: usize, state: &State) -> Result<Change, Error> {
-    let now = match restore.kept[position] {
+fn difference(
+    restore: &Restore<'_>,
+    before: &HashMap<usize, State>,
+    position: usize,
+    state: &State,
+) -> Change {
+    let now = match restore.kept[position].and_then(|live| before.get(&live)) {
         // The targets of a live instance name live descriptions; translate them to the wanted ones they serve as.
-        Some(live) => capture(restore.live, live)?
+        Some(live) => live
             .targets
-            .into_iter()
+            .iter()
+            .copied()
             .map(|target| {
                 let serves = restore
                     .kept
@@ -187,10 +209,10 @@ fn difference(restore: &Restore<'_>, position: usize, state: &State) -> Result<C
             ..*a
         })
     };
-    Ok(Change {
+    Change {
         remove: now.iter().filter_map(extra).collect(),
         add: state.targets.iter().filter(missing).copied().collect(),
-    })
+    }
 }
 
 const ADD: i32 = 1;

@@ -91,6 +91,7 @@ pub fn restore(
         evicted: BTreeSet::new(),
         held: Vec::new(),
     };
+    let epolls = epoll::look(&restore)?;
     restore.pipes()?;
     pty::restore_all(&mut restore)?;
     restore.make_missing()?;
@@ -100,7 +101,7 @@ pub fn restore(
     pty::restore_sessions(&restore, processes)?;
     late::of_opener(&mut restore, processes)?;
     inotify::restore_all(&restore)?;
-    epoll::restore_all(&restore, processes)?;
+    epoll::restore_all(&restore, &epolls, processes)?;
     late::posix_locks(&restore, processes)?;
     let made = restore.made.iter().filter(|m| m.is_some()).count();
     Ok(Report {
