@@ -309,6 +309,9 @@ fn restore_one(
     let Some(settings) = &state.settings else {
         return Ok(());
     };
+    if is_gone(restore, state) {
+        return Ok(());
+    }
     let master = match (&new_master, kept_master) {
         (Some(new), _) => Some(new.as_fd()),
         (None, Some(kept)) => Some(restore.live.pull(kept)?),
@@ -415,8 +418,25 @@ fn open_slave(
     {
         return reopen(end, flags).map_err(making(what()));
     }
-    let path = format!("/dev/pts/{}", state.identity.number);
-    open_in_root(restore.environment.root, path.as_bytes(), flags).map_err(making(what()))
+    if is_gone(restore, state) {
+        return hung_up(restore, flags);
+    }
+    open_in_root(restore.environment.root, &path_of(state), flags).map_err(making(what()))
+}
+
+fn path_of(state: &State) -> Vec<u8> {
+    format!("/dev/pts/{}", state.identity.number).into_bytes()
+}
+
+/// Whether it was the terminal of a caller who has hung up since: nobody in the sandbox has its master.
+fn is_gone(restore: &Restore<'_>, state: &State) -> bool {
+    let is_master = |kind: &Kind| match kind {
+        Kind::PtyMaster(end) => restore.wanted.ptys[end.pty as usize].identity == state.identity,
+        _ => false,
+    };
+    let look = || open_in_root(restore.environment.root, &path_of(state), libc::O_PATH as u32);
+    let has_master = restore.wanted.descriptions.iter().any(|d| is_master(&d.kind));
+    !has_master && look().is_err()
 }
 
 const OPEN: i32 = libc::O_NOCTTY | libc::O_CLOEXEC;
@@ -441,6 +461,9 @@ pub(super) fn restore_sessions(restore: &Restore<'_>, processes: &mut [Process])
         let (Some(session), Some(foreground)) = (state.session, state.foreground) else {
             continue;
         };
+        if is_gone(restore, state) {
+            continue;
+        }
         let right = now.iter().any(|p| {
             p.terminal == Some(state.identity)
                 && p.session == Some(session)

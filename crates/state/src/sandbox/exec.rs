@@ -8,6 +8,7 @@ use deltabox_isolation::{Event, ExecSpec, ExitStatus, KillTarget, Stdio};
 use deltabox_process::descriptor::ExternalId;
 use rustix::fs::FileType;
 use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 
 use super::{Live, Sandbox};
 use crate::error::{Error, Result};
@@ -122,7 +123,11 @@ impl Sandbox {
             externals.push(live.processes.add_external(end.as_fd(), true)?);
         }
         if let Some(master) = &started.pty_master {
-            externals.push(live.processes.add_external(master.as_fd(), false)?);
+            // The end inside, that is: all masters of a sandbox's terminals are one inode.
+            let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+            let inside = ioctl_tiocgptpeer(master, flags)
+                .map_err(|error| Error::io("cannot look at a command's terminal", &error.into()))?;
+            externals.push(live.processes.add_external(inside.as_fd(), false)?);
         }
         let id = ExecId::random();
         let stdio = match started.pty_master {
