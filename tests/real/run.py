@@ -56,6 +56,14 @@ def extra(path):
     return path
 
 
+def python_package(sandbox, name):
+    """Where a package is to be imported from: the machine's own, or the one that was fetched."""
+    if sandbox.run("/usr/bin/python3", "-c", f"import {name}", check=False).returncode == 0:
+        return ""
+    sandbox.put([extra("site")], "/extras")
+    return "/extras/site"
+
+
 def script(sandbox, name, text):
     sandbox.run("sh", "-c", f"mkdir -p /app && cat > /app/{name}", input=text)
     return f"/app/{name}"
@@ -192,8 +200,7 @@ def python_threads(sandbox):
 @real
 def python_numpy(sandbox):
     """CPython with numpy: large arrays, changed in part"""
-    sandbox.put([extra("site")], "/extras")
-    talk, shell, cmd = python_repl(sandbox, "/extras/site")
+    talk, shell, cmd = python_repl(sandbox, python_package(sandbox, "numpy"))
     want("Error" in cmd("import numpy as np; rng = np.random.default_rng(1); m = rng.random((1500, 1500))"), False, "numpy")
     sums = cmd("print('sum', m.sum(), (m @ m).trace())").split("sum ")[-1].split("\r")[0]
     a = sandbox.checkpoint()
@@ -397,15 +404,19 @@ def postgres(sandbox):
 @real
 def redis(sandbox):
     """redis (jemalloc) with data, a connection, keys that expire, and its background save"""
-    root = extra("root")
-    sandbox.run("sh", "-c", "mkdir -p /redis && tar -x -C /redis", input=subprocess.run(
-        ["tar", "-c", "-C", str(root), "usr/bin", "usr/lib/x86_64-linux-gnu"], capture_output=True, check=True).stdout)
-    lib = "LD_LIBRARY_PATH=/redis/usr/lib/x86_64-linux-gnu"
-    if sandbox.run("sh", "-c", f"{lib} /redis/usr/bin/redis-server --version", check=False).returncode:
+    lib, bin = "", ""
+    if sandbox.run("sh", "-c", "command -v redis-server redis-cli", check=False).returncode:
+        root = extra("root")
+        sandbox.run("sh", "-c", "mkdir -p /redis && tar -x -C /redis", input=subprocess.run(
+            ["tar", "-c", "-C", str(root), "usr/bin", "usr/lib/x86_64-linux-gnu"], capture_output=True, check=True).stdout)
+        lib, bin = "LD_LIBRARY_PATH=/redis/usr/lib/x86_64-linux-gnu", "/redis/usr/bin/"
+    if sandbox.run("sh", "-c", f"{lib} {bin}redis-server --version", check=False).returncode:
         raise Absent("libraries of redis")
-    server, shell = under_shell(sandbox, f"cd /redis; {lib} ./usr/bin/redis-server --port 6399 --save '' --dir /redis")
+    sandbox.sh("mkdir -p /redis")
+    options = "--port 6399 --save '' --dir /redis --enable-debug-command yes"
+    server, shell = under_shell(sandbox, f"cd /redis; {lib} {bin}redis-server {options}")
     server.until("Ready to accept connections")
-    cli = sandbox.talk("sh", "-c", f"{lib} exec /redis/usr/bin/redis-cli -p 6399")
+    cli = sandbox.talk("sh", "-c", f"{lib} exec {bin}redis-cli -p 6399")
 
     def cmd(line):
         cli.send(line + "\nECHO __end__\n")
@@ -422,7 +433,7 @@ def redis(sandbox):
             break
         sandbox.rollback(a)
         want(cmd("DBSIZE").replace("(integer) ", ""), "20002", "the number of keys")
-    fresh = f"{lib} /redis/usr/bin/redis-cli -p 6399"
+    fresh = f"{lib} {bin}redis-cli -p 6399"
     want(sandbox.sh(f"{fresh} DBSIZE").split()[-1], "20002", "the number of keys, seen by a new client")
     want(sandbox.sh(f"{fresh} INCR counter").split()[-1], "6", "the counter")
 
@@ -465,9 +476,9 @@ def test_some(i, place):
 @real
 def pytest(sandbox):
     """pytest in mid-run"""
-    sandbox.put([extra("site")], "/extras")
     script(sandbox, "test_x.py", PYTEST)
-    talk, shell = under_shell(sandbox, "cd /app; PYTHONPATH=/extras/site /usr/bin/python3 -m pytest -v -p no:cacheprovider test_x.py 2>&1")
+    site = python_package(sandbox, "pytest")
+    talk, shell = under_shell(sandbox, f"cd /app; PYTHONPATH={site} /usr/bin/python3 -m pytest -v -p no:cacheprovider test_x.py 2>&1")
     talk.until("test_some[7] PASSED", 60)
     a = sandbox.checkpoint()
     talk.until("test_some[15] PASSED", 60)
