@@ -8,6 +8,7 @@ mod daemon;
 mod files;
 mod fork;
 mod many;
+mod pause;
 mod processes;
 mod sample;
 
@@ -36,6 +37,8 @@ enum Scenario {
     Processes,
     /// Forks of a sandbox with live processes.
     Fork,
+    /// Pause and resume of a sandbox with live processes.
+    Pause,
 }
 
 fn main() -> client::Result<()> {
@@ -47,6 +50,7 @@ fn main() -> client::Result<()> {
             Scenario::Many => many::run(&daemon, arguments.rounds)?,
             Scenario::Processes => processes::run(&daemon, arguments.rounds)?,
             Scenario::Fork => fork::run(&daemon, arguments.rounds)?,
+            Scenario::Pause => pause::run(&daemon, arguments.rounds)?,
         }
     }
     Ok(())

@@ -5,8 +5,9 @@ use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use deltabox_layers::{SquashJob, Store, Top};
 use deltabox_process::descriptor::ContentDirectory;
@@ -21,6 +22,8 @@ use crate::segments::{SegmentId, Segments};
 pub(crate) enum Work {
     /// Sync the store, then write the sandbox's record and these checkpoints.
     Durable(Box<Pending>),
+    /// Somebody waits for what is to be made durable.
+    Hurry,
     /// Merge layers, so that a long history is not felt.
     Squash(SquashJob),
     /// The sandbox is gone: forget its record, and whatever still waits for it.
@@ -66,7 +69,16 @@ pub(crate) struct Worker {
     /// Segments that the checkpoints of each sandbox need.
     needed: HashMap<SandboxId, BTreeSet<SegmentId>>,
     receive: Option<Receiver<Work>>,
+    /// What is to be made durable, and when the first and the last of it came.
+    pending: HashMap<SandboxId, Pending>,
+    gathering: Option<(Instant, Instant)>,
 }
+
+/// Making things durable takes the disk and a processor away from the next checkpoint and rollback, and costs about the
+/// same for many as for one. It begins when somebody waits for it, when nothing new has come for this long,
+const QUIET: Duration = Duration::from_millis(50);
+/// or when something has waited for this long.
+const LONGEST: Duration = Duration::from_millis(500);
 
 /// Where the contents of a sandbox's open files without a name are.
 pub(crate) type Contents = Box<dyn Fn(&SandboxId) -> PathBuf + Send>;
@@ -95,6 +107,8 @@ impl Worker {
             contents,
             needed,
             receive: None,
+            pending: HashMap::new(),
+            gathering: None,
         }
     }
 
@@ -102,9 +116,16 @@ impl Worker {
         let Some(receive) = self.receive.take() else {
             return;
         };
-        while let Ok(first) = receive.recv() {
-            // Everything that has gathered shares one sync.
-            let mut batch = vec![first];
+        loop {
+            let first = match self.patience() {
+                None => receive.recv().map_err(|_| RecvTimeoutError::Disconnected),
+                Some(patience) => receive.recv_timeout(patience),
+            };
+            let mut batch = match first {
+                Ok(work) => vec![work],
+                Err(RecvTimeoutError::Timeout) => vec![Work::Hurry],
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
             batch.extend(receive.try_iter());
             if !self.carry_out(batch) {
                 return;
@@ -112,30 +133,28 @@ impl Worker {
         }
     }
 
+    /// How much longer to gather what is to be made durable; `None` if there is nothing.
+    fn patience(&self) -> Option<Duration> {
+        let (first, last) = self.gathering?;
+        let until = (last + QUIET).min(first + LONGEST);
+        Some(until.saturating_duration_since(Instant::now()))
+    }
+
     /// `false` ends the worker, after all earlier work was done.
     fn carry_out(&mut self, batch: Vec<Work>) -> bool {
-        let mut pending: HashMap<SandboxId, Pending> = HashMap::new();
-        let mut go_on = true;
+        let (mut go_on, mut hurry) = (true, false);
         let (mut forget, mut squash) = (Vec::new(), Vec::new());
         for work in batch {
             match work {
                 Work::Drop(thing) => drop(thing),
                 Work::Squash(job) => squash.push(job),
+                Work::Hurry => hurry = true,
                 Work::Stop => go_on = false,
                 Work::Forget { sandbox, done } => {
-                    pending.remove(&sandbox);
+                    self.pending.remove(&sandbox);
                     forget.push((sandbox, done));
                 }
-                Work::Durable(new) => match pending.entry(new.sandbox.id.clone()) {
-                    Entry::Vacant(entry) => drop(entry.insert(*new)),
-                    Entry::Occupied(mut entry) => {
-                        let Pending {
-                            sandbox, checkpoints, ..
-                        } = *new;
-                        entry.get_mut().sandbox = sandbox;
-                        entry.get_mut().checkpoints.extend(checkpoints);
-                    }
-                },
+                Work::Durable(new) => self.gather(*new),
             }
         }
         let removed = !forget.is_empty();
@@ -147,7 +166,11 @@ impl Worker {
             }
             let _ = done.send(removed);
         }
-        self.make_durable(pending);
+        if hurry || !go_on {
+            self.gathering = None;
+            let pending = std::mem::take(&mut self.pending);
+            self.make_durable(pending);
+        }
         if removed && let Err(error) = self.kept.collect(&self.store) {
             tracing::error!(%error, "layers of a removed sandbox could not be removed");
         }
@@ -158,6 +181,19 @@ impl Worker {
             }
         }
         go_on
+    }
+
+    fn gather(&mut self, new: Pending) {
+        let now = Instant::now();
+        let first = self.gathering.map_or(now, |(first, _)| first);
+        self.gathering = Some((first, now));
+        match self.pending.entry(new.sandbox.id.clone()) {
+            Entry::Vacant(entry) => drop(entry.insert(new)),
+            Entry::Occupied(mut entry) => {
+                entry.get_mut().sandbox = new.sandbox;
+                entry.get_mut().checkpoints.extend(new.checkpoints);
+            }
+        }
     }
 
     /// Segments that no sandbox needs any more go with this one.

@@ -27,6 +27,7 @@ pub(crate) use live::Live;
 pub(crate) use processes::ProcessState;
 pub use thread::Handle;
 
+use crate::background::Work;
 use crate::catalog::{CheckpointRecord, SandboxRecord};
 use crate::engine::Shared;
 use crate::error::{Error, Result};
@@ -161,7 +162,10 @@ impl Sandbox {
         match self.tree.get(&id) {
             None => reply(Err(Error::not_found(format!("no checkpoint {id}")))),
             Some(node) if node.durable => reply(Ok(())),
-            Some(_) => self.waiting.entry(id).or_default().push(reply),
+            Some(_) => {
+                self.waiting.entry(id).or_default().push(reply);
+                self.shared.background.send(Work::Hurry);
+            }
         }
     }
 
