@@ -204,10 +204,6 @@ fn apply_layout(
     let mut batch = Batch::new();
     let mut steps = Vec::new();
     if set_up {
-        // A heap that has grown has to shrink while it is still mapped, or the kernel keeps its end where it is.
-        batch.call(libc::SYS_brk, &[wanted.task.layout.words[5].into()]);
-    }
-    if set_up {
         // Before anything is unmapped: the kernel does not shrink a heap that is not there any more.
         batch.call(libc::SYS_brk, &[wanted.task.layout.words[5].into()]);
     }
