@@ -188,6 +188,14 @@ async fn wait_until_durable(handle: &Handle, made: &mut CheckpointResult) -> Res
 
 async fn pause(State(daemon): Shared, Path(name): Path<String>) -> Answer<CheckpointResult> {
     let handle = daemon.handle(&name)?;
+    // In a task of its own: a caller who hangs up must not leave the sandbox frozen.
+    let done = tokio::spawn(pause_sandbox(handle));
+    done.await
+        .unwrap_or_else(|error| Err(Failure::internal("a worker failed", error)))
+        .map(Json)
+}
+
+async fn pause_sandbox(handle: Handle) -> Result<CheckpointResult, Failure> {
     let mut made = on_sandbox(&handle, |sandbox| sandbox.begin_pause()).await?;
     let durable = wait_until_durable(&handle, &mut made).await;
     let id = made.id.clone();
@@ -202,7 +210,7 @@ async fn pause(State(daemon): Shared, Path(name): Path<String>) -> Answer<Checkp
         }
     })
     .await??;
-    Ok(Json(made))
+    Ok(made)
 }
 
 async fn resume(

@@ -151,7 +151,7 @@ impl Sandbox {
     }
 
     /// Checkpoints that could not be made durable, for another try.
-    fn take_failed(&mut self) -> Vec<CheckpointRecord> {
+    pub(super) fn take_failed(&mut self) -> Vec<CheckpointRecord> {
         let mut found = Vec::new();
         for node in self.tree.iter_mut().filter(|node| node.failed) {
             node.failed = false;

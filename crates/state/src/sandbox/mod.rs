@@ -162,8 +162,14 @@ impl Sandbox {
         match self.tree.get(&id) {
             None => reply(Err(Error::not_found(format!("no checkpoint {id}")))),
             Some(node) if node.durable => reply(Ok(())),
-            Some(_) => {
+            Some(node) => {
+                // What could not be written before is tried again, or nobody would ever answer.
+                let failed = node.failed;
                 self.waiting.entry(id).or_default().push(reply);
+                if failed {
+                    let undone = self.take_failed();
+                    self.queue_durable(undone);
+                }
                 self.shared.background.send(Work::Hurry);
             }
         }
