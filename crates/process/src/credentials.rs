@@ -8,6 +8,7 @@ use deltabox_sys::ptrace;
 use serde::{Deserialize, Serialize};
 
 use crate::error::TraceError;
+use crate::ids::FirstId;
 use crate::inject::{Arg, Batch, Buffer, CallId};
 use crate::procfs::Status;
 use crate::stop::Process;
@@ -70,8 +71,8 @@ pub struct Seen {
 impl Seen {
     /// From the status of a process in a sandbox whose ids begin at `first`.
     #[must_use]
-    pub fn of(status: &Status, first: u32) -> Seen {
-        let inside = |id: u32| id.wrapping_sub(first);
+    pub fn of(status: &Status, first: FirstId) -> Seen {
+        let inside = |id| first.inside(id);
         Seen {
             uids: status.uids.map(inside),
             gids: status.gids.map(inside),
@@ -165,7 +166,7 @@ fn filters(process: &Process) -> Result<Vec<Filter>, TraceError> {
 }
 
 /// Gives a process that has just been made the credentials of `image`. The sandbox's ids begin at `first`.
-pub(crate) fn restore(process: &mut Process, image: &Credentials, first: u32) -> Result<(), TraceError> {
+pub(crate) fn restore(process: &mut Process, image: &Credentials, first: FirstId) -> Result<(), TraceError> {
     process.refresh()?;
     let now = process.status().clone();
     let seen = Seen::of(&now, first);

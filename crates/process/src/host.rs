@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use crate::ids::{HostPid, InsidePid};
+use crate::ids::{FirstId, HostPid, InsidePid};
 
 /// The sandbox, as the engine sees it. Called from the engine's own thread only.
 pub trait Host {
@@ -15,8 +15,8 @@ pub trait Host {
     fn pids(&mut self) -> io::Result<Vec<HostPid>>;
     /// PID 1 of the sandbox.
     fn init_pid(&self) -> HostPid;
-    /// The user and group id, as the engine sees it, of what is 0 in the sandbox; the others follow.
-    fn first_id(&self) -> u32;
+    /// Where the sandbox's user and group ids begin.
+    fn first_id(&self) -> FirstId;
     /// Makes `pid - 1` the last pid given out in the sandbox's PID namespace, so that the next process or thread gets
     /// `pid`. Called only while everything in the sandbox is stopped.
     fn set_next_pid(&mut self, pid: InsidePid) -> io::Result<()>;

@@ -18,7 +18,7 @@ use crate::memory::track::Run;
 use crate::process::Process;
 use crate::procfs;
 use crate::task::{TaskImage, coredump_filter, limits, oom_score};
-use crate::thread::{Registers, Scheduling, Signal, ThreadImage, interrupted_call};
+use crate::thread::{Registers, Scheduling, Signal, ThreadImage, interrupted_call, word};
 
 /// Bytes below the stack pointer that belong to the running function (System V ABI, AMD64).
 const RED_ZONE: u64 = 128;
@@ -68,12 +68,9 @@ pub(crate) fn thread(
     let pid = process.pid();
     let tracee = &mut process.threads[place].tracee;
     let tid = tracee.tid();
-    let scheduling = Scheduling::of(tid)?;
     let mut now = was.clone();
     now.pending = tracee.context()?.pending.iter().map(Signal::from).collect();
-    now.affinity = scheduling.affinity;
-    now.scheduling = scheduling.attributes;
-    now.io_priority = scheduling.io_priority;
+    now.scheduling = Scheduling::of(tid)?;
     now.name = name(pid, tid, was.name.len())?;
     now.timer_slack = procfs::read_text(tid, "timerslack_ns")?
         .trim()
@@ -139,12 +136,7 @@ fn has_done_nothing(
 
 /// Where a signal handler's frame on the alternate stack would begin (`stack_t`: address, flags, size).
 fn alternate_top(altstack: &[u8]) -> Option<u64> {
-    let word = |at: usize| {
-        altstack
-            .get(at..at + 8)
-            .and_then(|bytes| bytes.first_chunk())
-            .map_or(0, |bytes| u64::from_ne_bytes(*bytes))
-    };
+    let word = |at: usize| word(altstack.get(at..).unwrap_or_default());
     let enabled = word(8) as u32 & ALTERNATE_DISABLED == 0 && word(16) > 0;
     enabled.then(|| (word(0) + word(16)).wrapping_sub(8))
 }

@@ -57,6 +57,25 @@ impl fmt::Display for HostPid {
     }
 }
 
+/// The user and group id, as the engine sees it, of what is 0 in a sandbox; the others follow. Images count from it, so
+/// that they fit a sandbox with other ids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FirstId(pub u32);
+
+impl FirstId {
+    /// As an image has it.
+    #[must_use]
+    pub fn inside(self, id: u32) -> u32 {
+        id.wrapping_sub(self.0)
+    }
+
+    /// As the engine sees it.
+    #[must_use]
+    pub fn outside(self, id: u32) -> u32 {
+        id.wrapping_add(self.0)
+    }
+}
+
 /// A process, thread, process group or session as the programs of the sandbox see it, in the innermost PID namespace.
 /// 0 stands for something outside of the sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

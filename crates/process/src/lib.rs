@@ -36,7 +36,7 @@ mod test_images;
 pub use engine::{Engine, Stopped};
 pub use error::TraceError;
 pub use host::Host;
-pub use ids::{Addr, HostPid, InsidePid};
+pub use ids::{Addr, FirstId, HostPid, InsidePid};
 pub use image::{Image, ProcessImage, Report};
 pub use inject::{Arg, Batch, Buffer, CallId};
 pub use memory::page_store::{PageRef, PageStore, WeakPage};

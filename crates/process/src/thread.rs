@@ -113,12 +113,8 @@ pub struct ThreadImage {
     pub parent_death_signal: i32,
     /// Timer slack in nanoseconds.
     pub timer_slack: u64,
-    /// CPU affinity mask.
-    pub affinity: Vec<u8>,
-    /// Scheduling policy and nice value (`struct sched_attr`, first version).
-    pub scheduling: Vec<u8>,
-    /// Class and priority of input and output (`ioprio_get(2)`).
-    pub io_priority: i32,
+    /// How it is scheduled.
+    pub scheduling: Scheduling,
 }
 
 const NAME_SIZE: usize = 16;
@@ -184,7 +180,6 @@ pub(crate) fn answers(
     let xstate = thread.tracee.xstate()?;
     let mut context = thread.tracee.context()?.clone();
     name_restarted_call(process, &mut context.regs);
-    let scheduling = Scheduling::of(process.threads[place].tracee.tid())?;
     Ok(ThreadImage {
         tid,
         registers: Registers::from(&context.regs),
@@ -209,17 +204,18 @@ pub(crate) fn answers(
             .copied()
             .map_or(0, i32::from),
         timer_slack: batch.result(asked.slack).unwrap_or(0),
-        affinity: scheduling.affinity,
-        scheduling: scheduling.attributes,
-        io_priority: scheduling.io_priority,
+        scheduling: Scheduling::of(process.threads[place].tracee.tid())?,
     })
 }
 
 /// How a thread is scheduled, as it can be seen and set from outside.
-#[derive(PartialEq, Eq)]
-pub(crate) struct Scheduling {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scheduling {
+    /// CPU affinity mask.
     pub affinity: Vec<u8>,
+    /// Policy and nice value (`struct sched_attr`, first version).
     pub attributes: Vec<u8>,
+    /// Class and priority of input and output (`ioprio_get(2)`).
     pub io_priority: i32,
 }
 
@@ -239,7 +235,7 @@ impl Scheduling {
         })
     }
 
-    fn restore(self, tid: HostPid) -> Result<(), TraceError> {
+    fn restore(&self, tid: HostPid) -> Result<(), TraceError> {
         let now = Scheduling::of(tid)?;
         let set = || -> std::io::Result<()> {
             if now.affinity != self.affinity {
@@ -321,12 +317,7 @@ pub fn restore(process: &mut Process, place: usize, image: &ThreadImage) -> Resu
     }
     process.run_in(place, &mut batch)?;
     let tracee = &mut process.threads[place].tracee;
-    let scheduling = Scheduling {
-        affinity: image.affinity.clone(),
-        attributes: image.scheduling.clone(),
-        io_priority: image.io_priority,
-    };
-    scheduling.restore(tracee.tid())?;
+    image.scheduling.restore(tracee.tid())?;
     tracee.set_pending(
         image.pending.iter().map(Signal::raw).collect(),
         context.process_pending,

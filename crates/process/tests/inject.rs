@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use deltabox_process::{Batch, Host, HostPid, InsidePid, stop};
+use deltabox_process::{Batch, FirstId, Host, HostPid, InsidePid, stop};
 
 /// A few processes, without a sandbox around them.
 struct Loose(Vec<HostPid>);
@@ -23,8 +23,8 @@ impl Host for Loose {
     fn init_pid(&self) -> HostPid {
         HostPid::from(rustix::process::getpid())
     }
-    fn first_id(&self) -> u32 {
-        0
+    fn first_id(&self) -> FirstId {
+        FirstId(0)
     }
     fn set_next_pid(&mut self, _: InsidePid) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())

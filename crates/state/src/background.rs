@@ -43,12 +43,16 @@ pub(crate) struct Background {
 }
 
 impl Background {
-    pub fn start(mut worker: Worker) -> Result<(Self, JoinHandle<()>)> {
+    pub fn start(means: Means) -> Result<(Self, JoinHandle<()>)> {
         let (queue, receive) = channel();
-        worker.receive = Some(receive);
+        let worker = Worker {
+            means,
+            pending: HashMap::new(),
+            gathering: None,
+        };
         let thread = std::thread::Builder::new()
             .name("background".into())
-            .spawn(move || worker.run());
+            .spawn(move || worker.run(&receive));
         let thread = thread.map_err(|error| Error::io("cannot start the background thread", &error))?;
         Ok((Self { queue }, thread))
     }
@@ -60,15 +64,18 @@ impl Background {
 }
 
 /// What the background thread works with.
-pub(crate) struct Worker {
-    store: Store,
-    catalog: Arc<Catalog>,
-    kept: Arc<Kept>,
-    segments: Arc<Segments>,
-    contents: Contents,
+pub(crate) struct Means {
+    pub store: Store,
+    pub catalog: Arc<Catalog>,
+    pub kept: Arc<Kept>,
+    pub segments: Arc<Segments>,
+    pub contents: Contents,
     /// Segments that the checkpoints of each sandbox need.
-    needed: HashMap<SandboxId, BTreeSet<SegmentId>>,
-    receive: Option<Receiver<Work>>,
+    pub needed: HashMap<SandboxId, BTreeSet<SegmentId>>,
+}
+
+struct Worker {
+    means: Means,
     /// What is to be made durable, and when the first and the last of it came.
     pending: HashMap<SandboxId, Pending>,
     gathering: Option<(Instant, Instant)>,
@@ -91,31 +98,7 @@ pub(crate) struct Pending {
 }
 
 impl Worker {
-    pub fn new(
-        store: Store,
-        catalog: Arc<Catalog>,
-        kept: Arc<Kept>,
-        segments: Arc<Segments>,
-        contents: Contents,
-        needed: HashMap<SandboxId, BTreeSet<SegmentId>>,
-    ) -> Self {
-        Self {
-            store,
-            catalog,
-            kept,
-            segments,
-            contents,
-            needed,
-            receive: None,
-            pending: HashMap::new(),
-            gathering: None,
-        }
-    }
-
-    fn run(mut self) {
-        let Some(receive) = self.receive.take() else {
-            return;
-        };
+    fn run(mut self, receive: &Receiver<Work>) {
         loop {
             let first = match self.patience() {
                 None => receive.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -159,8 +142,8 @@ impl Worker {
         }
         let removed = !forget.is_empty();
         for (sandbox, done) in forget {
-            self.kept.remove(&sandbox);
-            let removed = self.catalog.remove(&sandbox);
+            self.means.kept.remove(&sandbox);
+            let removed = self.means.catalog.remove(&sandbox);
             if removed.is_ok() {
                 self.forget_segments(&sandbox);
             }
@@ -171,7 +154,7 @@ impl Worker {
             let pending = std::mem::take(&mut self.pending);
             self.make_durable(pending);
         }
-        if removed && let Err(error) = self.kept.collect(&self.store) {
+        if removed && let Err(error) = self.means.kept.collect(&self.means.store) {
             tracing::error!(%error, "layers of a removed sandbox could not be removed");
         }
         for job in squash {
@@ -198,9 +181,11 @@ impl Worker {
 
     /// Segments that no sandbox needs any more go with this one.
     fn forget_segments(&mut self, sandbox: &SandboxId) {
-        let gone = self.needed.remove(sandbox).unwrap_or_default();
-        let others = |id: &SegmentId| self.needed.values().any(|needed| needed.contains(id));
-        self.segments.remove(gone.into_iter().filter(|id| !others(id)));
+        let gone = self.means.needed.remove(sandbox).unwrap_or_default();
+        let others = |id: &SegmentId| self.means.needed.values().any(|needed| needed.contains(id));
+        self.means
+            .segments
+            .remove(gone.into_iter().filter(|id| !others(id)));
     }
 
     /// Writes the process halves that are not on disk yet.
@@ -210,14 +195,14 @@ impl Worker {
                 continue;
             };
             let failed = |error: std::io::Error| Error::io("cannot write the processes to disk", &error);
-            sync_contents(&(self.contents)(sandbox), state).map_err(failed)?;
+            sync_contents(&(self.means.contents)(sandbox), state).map_err(failed)?;
             // A fork point may have been written already, by a sandbox that has been removed since.
-            let there = node.saved.take().filter(|saved| self.segments.has(saved));
+            let there = node.saved.take().filter(|saved| self.means.segments.has(saved));
             let saved = match there {
                 Some(saved) => saved,
-                None => self.segments.write(state.save()).map_err(failed)?,
+                None => self.means.segments.write(state.save()).map_err(failed)?,
             };
-            let needed = self.needed.entry(sandbox.clone()).or_default();
+            let needed = self.means.needed.entry(sandbox.clone()).or_default();
             needed.extend(saved.all());
             node.saved = Some(saved);
         }
@@ -230,7 +215,7 @@ impl Worker {
         }
         let needs_sync = pending.values().any(|p| !p.checkpoints.is_empty());
         let synced: Result<()> = if needs_sync {
-            self.store.sync().map_err(Error::from)
+            self.means.store.sync().map_err(Error::from)
         } else {
             Ok(())
         };
@@ -244,7 +229,7 @@ impl Worker {
             let result = synced
                 .clone()
                 .and_then(|()| self.save(&sandbox.id, &mut checkpoints))
-                .and_then(|()| self.catalog.put(&sandbox, &checkpoints));
+                .and_then(|()| self.means.catalog.put(&sandbox, &checkpoints));
             if let Err(error) = &result {
                 tracing::error!(sandbox = %sandbox.name, %error, "checkpoints could not be made durable");
             }
@@ -256,7 +241,7 @@ impl Worker {
     fn measure(&self, checkpoints: &mut [CheckpointRecord]) {
         for node in checkpoints {
             if node.file_bytes.is_none() && matches!(node.frozen.top, Top::Layer(_)) {
-                node.file_bytes = self.store.measure(&node.frozen).ok().map(|size| size.bytes);
+                node.file_bytes = self.means.store.measure(&node.frozen).ok().map(|size| size.bytes);
             }
         }
     }

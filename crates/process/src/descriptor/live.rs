@@ -19,7 +19,7 @@ use super::fdinfo::{self, Entry};
 use super::tables::ObjectKey;
 use super::unix;
 use super::unix_queue::{self, Queued};
-use crate::ids::InsidePid;
+use crate::ids::{FirstId, InsidePid};
 use crate::stop::Process;
 
 /// A stopped process of the sandbox.
@@ -60,7 +60,7 @@ pub struct Live {
     /// Its device, in the kernel's own encoding.
     pub(super) root_device: u64,
     /// What is user and group 0 in the sandbox; in an image ids are counted from it.
-    pub(super) first_id: u32,
+    pub(super) first_id: FirstId,
     /// The sandbox's network namespace, when the caller gave it; else it is that of the first process.
     pub(super) network: Option<OwnedFd>,
     /// What waits in unix sockets that have descriptors queued; those descriptions are in `descriptions` too.
@@ -128,7 +128,7 @@ impl Live {
     ///
     /// # Errors
     /// When `/proc` cannot be read or a process is gone.
-    pub fn read(members: &[Member], root: BorrowedFd<'_>, first_id: u32) -> Result<Live, Error> {
+    pub fn read(members: &[Member], root: BorrowedFd<'_>, first_id: FirstId) -> Result<Live, Error> {
         let top = statx(root, "", AtFlags::EMPTY_PATH)
             .map_err(|e| reading(InsidePid(0), "the root of the sandbox", e))?;
         let mut live = Live {

@@ -53,6 +53,8 @@ pub mod unix_queue;
 
 use std::os::fd::BorrowedFd;
 
+use crate::ids::FirstId;
+
 pub use contents::{ContentDirectory, Contents};
 pub use error::{Error, Refusal};
 pub use external::{ExternalId, Externals};
@@ -70,7 +72,7 @@ pub use tables::{ContentId, Description, Kind, ObjectKey, Owner, Slot, Table, Ta
 pub fn survey(
     members: &[Member],
     root: BorrowedFd<'_>,
-    first_id: u32,
+    first_id: FirstId,
     externals: &Externals,
 ) -> Result<Live, Error> {
     let live = Live::read(members, root, first_id)?;

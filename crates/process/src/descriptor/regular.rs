@@ -57,8 +57,8 @@ pub(super) fn capture(
         size: description.size,
         mode: stat.st_mode & 0o7777,
         owner: (
-            stat.st_uid.wrapping_sub(live.first_id),
-            stat.st_gid.wrapping_sub(live.first_id),
+            live.first_id.inside(stat.st_uid),
+            live.first_id.inside(stat.st_gid),
         ),
     };
     let read_only = description.access() == libc::O_RDONLY as u32;
@@ -132,9 +132,9 @@ fn anonymous(
     let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
     let file = rustix::fs::openat(environment.root, ".", flags, Mode::from_raw_mode(0o600))?;
     environment.contents.put_back(file.as_fd(), content)?;
-    let outside = |id: u32| id.wrapping_add(environment.first_id);
-    let (uid, gid) = (outside(attributes.owner.0), outside(attributes.owner.1));
-    rustix::fs::fchown(&file, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))?;
+    let owner = Uid::from_raw(environment.first_id.outside(attributes.owner.0));
+    let group = Gid::from_raw(environment.first_id.outside(attributes.owner.1));
+    rustix::fs::fchown(&file, Some(owner), Some(group))?;
     rustix::fs::fchmod(&file, Mode::from_raw_mode(attributes.mode))?;
     let (seconds, nanoseconds) = attributes.changed.mtime;
     let time = Timespec {

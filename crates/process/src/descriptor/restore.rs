@@ -19,6 +19,7 @@ use super::{
     directory, epoll, eventfd, fifo, inotify, late, lock, memfd, pidfd, pipe, pty, regular, signalfd,
 };
 use super::{socket, timerfd};
+use crate::ids::FirstId;
 use crate::stop::Process;
 
 /// What restoring descriptors needs besides the processes.
@@ -26,7 +27,7 @@ pub struct Environment<'a> {
     /// The root of the sandbox, already the wanted state's.
     pub root: BorrowedFd<'a>,
     /// The user and group id, as the engine sees it, of what is 0 in the sandbox.
-    pub first_id: u32,
+    pub first_id: FirstId,
     /// The sandbox's network namespace; when not given, that of the first process.
     pub network: Option<BorrowedFd<'a>>,
     pub externals: &'a Externals,

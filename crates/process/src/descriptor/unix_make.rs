@@ -504,10 +504,12 @@ impl<'r> Maker<'_, 'r> {
         let descriptors = descriptors.collect::<Result<Vec<BorrowedFd<'_>>, Error>>()?;
         let credentials = message.credentials.and_then(|identity| {
             let pid = self.restore.live.outside(identity.process?)?;
-            let outside = |id: u32| id.wrapping_add(self.restore.live.first_id);
-            let pid = pid.as_raw_nonzero().get();
-            let (uid, gid) = (outside(identity.uid), outside(identity.gid));
-            Some(Credentials { pid, uid, gid })
+            let first = self.restore.live.first_id;
+            Some(Credentials {
+                pid: pid.as_raw_nonzero().get(),
+                uid: first.outside(identity.uid),
+                gid: first.outside(identity.gid),
+            })
         });
         if let Some(partner) = self.partners.get(&wanted) {
             return unix_queue::put(partner.as_fd(), &[], message, &descriptors, credentials)

@@ -36,12 +36,10 @@ pub struct Identity {
 
 impl Identity {
     pub(super) fn of(live: &Live, credentials: Credentials) -> Identity {
-        let inside = |id: u32| id.wrapping_sub(live.first_id);
-        let (uid, gid) = (inside(credentials.uid), inside(credentials.gid));
         Identity {
             process: live.inside(credentials.pid),
-            uid,
-            gid,
+            uid: live.first_id.inside(credentials.uid),
+            gid: live.first_id.inside(credentials.gid),
         }
     }
 }

@@ -10,7 +10,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use deltabox_process::descriptor::{
     self, ContentDirectory, Environment, Error, ExternalId, Externals, Live, Member, Report, Tables,
 };
-use deltabox_process::{Host, HostPid, InsidePid, Process, stop};
+use deltabox_process::{FirstId, Host, HostPid, InsidePid, Process, stop};
 use rustix::fs::{Mode, OFlags};
 
 /// What every program starts with.
@@ -178,7 +178,7 @@ impl Target {
 
     fn survey(&self, processes: &[Process]) -> Result<Live, Error> {
         let members: Vec<Member> = processes.iter().map(Member::of).collect();
-        descriptor::survey(&members, self.root.as_fd(), 0, &self.externals)
+        descriptor::survey(&members, self.root.as_fd(), FirstId(0), &self.externals)
     }
 
     /// What cannot be carried, as text.
@@ -197,7 +197,7 @@ impl Target {
     pub fn try_restore(&mut self, wanted: &Tables) -> Result<Report, Error> {
         let mut tree = stop(&mut self.host()).unwrap();
         let environment = Environment {
-            first_id: 0,
+            first_id: FirstId(0),
             root: self.root.as_fd(),
             network: None,
             externals: &self.externals,
@@ -302,8 +302,8 @@ impl Host for TestHost {
         HostPid::new(1).unwrap()
     }
 
-    fn first_id(&self) -> u32 {
-        0
+    fn first_id(&self) -> FirstId {
+        FirstId(0)
     }
     fn set_next_pid(&mut self, _: InsidePid) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())

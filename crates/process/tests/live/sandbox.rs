@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use deltabox_process::descriptor::{ContentDirectory, ExternalId};
-use deltabox_process::{Engine, Host, HostPid, Image, InsidePid, PageStore, Report, procfs};
+use deltabox_process::{Engine, FirstId, Host, HostPid, Image, InsidePid, PageStore, Report, procfs};
 
 /// Compiles a C program of this directory once.
 pub fn compiled(source: &str) -> PathBuf {
@@ -208,8 +208,8 @@ impl Host for Cell {
     fn init_pid(&self) -> HostPid {
         self.init
     }
-    fn first_id(&self) -> u32 {
-        0
+    fn first_id(&self) -> FirstId {
+        FirstId(0)
     }
     fn set_next_pid(&mut self, pid: InsidePid) -> io::Result<()> {
         self.order(&["last", &(pid.0 - 1).to_string()]).map(drop)

@@ -15,7 +15,7 @@ use deltabox_layers::{Frozen, Store, StoreKind, StoreOptions};
 
 use deltabox_process::PageStore;
 
-use crate::background::{Background, Work, Worker};
+use crate::background::{Background, Means, Work};
 use crate::base;
 use crate::catalog::{Catalog, CheckpointRecord, SandboxRecord};
 use crate::config::{EngineConfig, StoreChoice};
@@ -150,14 +150,14 @@ impl Engine {
         .map_err(|error| Error::io("cannot open the segments", &error))?;
         let segments = Arc::new(segments);
         let home = config.home.clone();
-        let (background, worker) = Background::start(Worker::new(
-            store.clone(),
-            catalog.clone(),
-            kept.clone(),
-            segments.clone(),
-            Box::new(move |sandbox| contents_in(&home, sandbox)),
+        let (background, worker) = Background::start(Means {
+            store: store.clone(),
+            catalog: catalog.clone(),
+            kept: kept.clone(),
+            segments: segments.clone(),
+            contents: Box::new(move |sandbox| contents_in(&home, sandbox)),
             needed,
-        ))?;
+        })?;
         let null = std::fs::File::options().read(true).write(true).open("/dev/null");
         let null = null
             .map_err(|error| Error::io("cannot open /dev/null", &error))?

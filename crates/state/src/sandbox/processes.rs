@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use deltabox_api::Refusal;
 use deltabox_isolation::SkeletonSpec;
 use deltabox_process::descriptor::{ContentDirectory, ContentId, ExternalId};
-use deltabox_process::{Engine, Host, HostPid, Image, InsidePid, PageStore, SurveyError};
+use deltabox_process::{Engine, FirstId, Host, HostPid, Image, InsidePid, PageStore, SurveyError};
 
 use super::checkpoint::Phases;
 use deltabox_sys::fsids::with_file_owner;
@@ -100,8 +100,8 @@ impl Host for CellHost {
         HostPid::new(self.cell.init_pid()).expect("the kernel gives out positive process ids")
     }
 
-    fn first_id(&self) -> u32 {
-        self.cell.uid_base()
+    fn first_id(&self) -> FirstId {
+        FirstId(self.cell.uid_base())
     }
 
     fn set_next_pid(&mut self, pid: InsidePid) -> io::Result<()> {

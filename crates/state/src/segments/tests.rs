@@ -1,4 +1,3 @@
-use std::collections::BTreeSet;
 use std::os::unix::fs::FileExt;
 
 use deltabox_process::shared::SharedImage;
@@ -35,6 +34,12 @@ fn page(tag: u32) -> [u8; PAGE] {
     }
     bytes[..4].copy_from_slice(&tag.to_le_bytes());
     bytes
+}
+
+fn one_page(store: &PageStore) -> PageTree {
+    let mut tree = PageTree::new();
+    tree.set(1, store.put(&page(1)));
+    tree
 }
 
 fn contents(tree: &PageTree) -> Vec<(u64, u32)> {
@@ -106,8 +111,7 @@ fn states_come_back_and_only_what_changed_is_written() {
 fn what_nobody_needs_is_removed_when_opened() {
     let directory = tempfile::tempdir().unwrap();
     let store = PageStore::new();
-    let mut tree = PageTree::new();
-    tree.set(1, store.put(&page(1)));
+    let tree = one_page(&store);
     let segments = open(&directory, &[]);
     let kept = segments.write(state(tree.clone())).unwrap();
     let other = segments.write(state(PageTree::new())).unwrap();
@@ -161,16 +165,13 @@ fn every_damage_is_found() {
     assert!(error.contains("version 2"), "{error}");
     fs::write(&path, &good).unwrap();
     assert!(same(&reread().unwrap()));
-    let ids: BTreeSet<SegmentId> = [saved.segment].into();
-    assert_eq!(ids.len(), 1);
 }
 
 #[test]
 fn a_page_of_a_lost_segment_is_told() {
     let directory = tempfile::tempdir().unwrap();
     let store = PageStore::new();
-    let mut tree = PageTree::new();
-    tree.set(1, store.put(&page(1)));
+    let tree = one_page(&store);
     let segments = open(&directory, &[]);
     let first = segments.write(state(tree.clone())).unwrap();
     let second = segments.write(state(tree)).unwrap();

@@ -5,38 +5,20 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
 use crate::support::Home;
-
-/// Counts in a thread, keeps a deleted file, and answers by FIFOs what it remembers.
-const PROGRAM: &str = r"
-import os, threading, time
-gone = open('/tmp/gone', 'w+'); gone.write('kept'); gone.flush(); os.unlink('/tmp/gone')
-memory = {'note': 'none', 'ticks': 0, 'ballast': os.urandom(300000)}
-def tick():
-    while True:
-        memory['ticks'] += 1
-        time.sleep(0.001)
-threading.Thread(target=tick, daemon=True).start()
-os.mkfifo('/tmp/in'); os.mkfifo('/tmp/out')
-while True:
-    word = open('/tmp/in').read().strip()
-    if word:
-        memory['note'] = word
-    before = memory['ticks']
-    time.sleep(0.05)
-    gone.seek(0)
-    with open('/tmp/out', 'w') as out:
-        print(os.getpid(), memory['note'], gone.read(), memory['ticks'] > before, len(memory['ballast']), file=out)
-";
+use crate::witness::{self, remembers};
 
 fn start(home: &Home) {
     home.ok(&["create", "--name", "box"]);
-    home.ok(&["exec", "-d", "box", "python3", "-c", PROGRAM]);
+    witness::start(home, "box");
 }
 
-#[track_caller]
-fn remembers(home: &Home, sandbox: &str, tell: &str, wanted: &str) {
-    let script = format!("while ! [ -p /tmp/out ]; do sleep 0.02; done; echo {tell} > /tmp/in; cat /tmp/out");
-    assert_eq!(home.sh(sandbox, &script), format!("2 {wanted} kept True 300000"));
+/// Two durable checkpoints of the witness, between which it was told a word.
+fn two_checkpoints(home: &Home) -> (String, String) {
+    start(home);
+    remembers(home, "box", "one", "one");
+    let one = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    remembers(home, "box", "two", "one two");
+    (one, home.ok(&["checkpoint", "box", "--wait", "durable"]))
 }
 
 fn segments(home: &Home) -> Vec<PathBuf> {
@@ -51,12 +33,8 @@ fn segments(home: &Home) -> Vec<PathBuf> {
 #[test]
 fn processes_of_a_durable_checkpoint_survive_the_daemon() {
     let home = Home::new();
-    start(&home);
-    remembers(&home, "box", "one", "one");
-    let one = home.ok(&["checkpoint", "box", "--wait", "durable"]);
-    remembers(&home, "box", "two", "two");
-    let two = home.ok(&["checkpoint", "box", "--wait", "durable"]);
-    remembers(&home, "box", "lost", "lost");
+    let (one, two) = two_checkpoints(&home);
+    remembers(&home, "box", "lost", "one two lost");
     let sizes: Vec<u64> = segments(&home)
         .iter()
         .map(|path| fs::metadata(path).unwrap().len())
@@ -68,19 +46,19 @@ fn processes_of_a_durable_checkpoint_survive_the_daemon() {
     );
     home.kill_daemon();
     assert_eq!(home.ok(&["resume", "box"]), two);
-    remembers(&home, "box", "", "two");
+    remembers(&home, "box", "", "one two");
     home.ok(&["rollback", "box", &one]);
     remembers(&home, "box", "", "one");
     // What came from disk goes on like any other: changed, checkpointed, forked, and back again after another death.
-    remembers(&home, "box", "three", "three");
+    remembers(&home, "box", "three", "one three");
     home.ok(&["checkpoint", "box", "--wait", "durable"]);
     home.ok(&["fork", "box", "--from", &two, "--name", "child"]);
-    remembers(&home, "child", "", "two");
+    remembers(&home, "child", "", "one two");
     home.ok(&["checkpoint", "child", "--wait", "durable"]);
     home.kill_daemon();
     home.ok(&["rm", "box"]);
     home.ok(&["resume", "child"]);
-    remembers(&home, "child", "", "two");
+    remembers(&home, "child", "", "one two");
     assert_eq!(home.json(&["fsck"])["damaged"].as_array().unwrap().len(), 0);
     home.ok(&["rm", "--force", "child"]);
     assert_eq!(segments(&home), Vec::<PathBuf>::new());
@@ -103,7 +81,7 @@ fn a_paused_sandbox_has_no_processes_and_comes_back() {
     home.refuses(125, &["exec", "box", "true"]);
     home.refuses(4, &["pause", "box"]);
     home.ok(&["resume", "box"]);
-    remembers(&home, "box", "two", "two");
+    remembers(&home, "box", "two", "one two");
     home.refuses(4, &["resume", "box"]);
     home.ok(&["pause", "box"]);
     home.kill_daemon();
@@ -114,11 +92,7 @@ fn a_paused_sandbox_has_no_processes_and_comes_back() {
 #[test]
 fn a_damaged_checkpoint_is_named_and_refused_and_the_others_work() {
     let home = Home::new();
-    start(&home);
-    remembers(&home, "box", "one", "one");
-    let one = home.ok(&["checkpoint", "box", "--wait", "durable"]);
-    remembers(&home, "box", "two", "two");
-    let two = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    let (one, two) = two_checkpoints(&home);
     home.kill_daemon();
     let damaged = &segments(&home)[1];
     let file = fs::File::options().read(true).write(true).open(damaged).unwrap();
