@@ -110,7 +110,7 @@ pub(super) fn capture(
         let description = capture.description(position, contents)?;
         capture.tables.descriptions.push(description);
     }
-    connect_tcp(&mut capture.tables);
+    connect_tcp(live, &mut capture.tables)?;
     pty::capture_controlling(&mut capture)?;
     for process in &live.processes {
         let table = capture.table(process)?;
@@ -120,14 +120,14 @@ pub(super) fn capture(
     Ok(capture.tables)
 }
 
-fn connect_tcp(tables: &mut Tables) {
+fn connect_tcp(live: &Live, tables: &mut Tables) -> Result<(), Error> {
     let mut sockets: Vec<(u32, &mut tcp::State)> = Vec::new();
     for (position, description) in tables.descriptions.iter_mut().enumerate() {
         if let Kind::Tcp(state) = &mut description.kind {
             sockets.push((position as u32, state));
         }
     }
-    tcp::connect_ends(&mut sockets);
+    tcp::connect_ends(live, &mut sockets)
 }
 
 impl Capture<'_> {

@@ -1,8 +1,10 @@
 //! TCP sockets: listening, connected within the sandbox, half-closed, closed.
 //!
 //! What is in flight between two sockets of the sandbox is simply what one has sent and the other has not read, in
-//! the receiver's queue or still in the sender's. Reading the sender's queue takes repair mode (tcp(7),
-//! `TCP_REPAIR`), which our side has the privilege for; nothing is sent or taken out by it.
+//! the receiver's queue or still in the sender's. The sender keeps what it sent until it is acknowledged, which the
+//! receiver does up to 200 ms late: what is in both, or in the sender's alone and was read long ago, is told by the
+//! sequence numbers. Reading these and the sender's queue takes repair mode (tcp(7), `TCP_REPAIR`), which our side has
+//! the privilege for; nothing is sent or taken out by it.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -58,7 +60,7 @@ pub struct Connection {
     pub finished: bool,
     /// So has the peer, and this end knows.
     pub peer_finished: bool,
-    /// Bytes received and acknowledged since the connection began: equal counters mean that nothing happened.
+    /// Bytes received and sent since the connection began: equal counters mean that nothing happened.
     pub counters: (u64, u64),
 }
 
@@ -86,6 +88,8 @@ const CLOSING: u8 = 11;
 // include/uapi/linux/tcp.h
 pub(super) const TCP_REPAIR: i32 = 19;
 pub(super) const TCP_REPAIR_QUEUE: i32 = 20;
+pub(super) const TCP_QUEUE_SEQ: i32 = 21;
+pub(super) const RECEIVE_QUEUE: i32 = 1;
 pub(super) const SEND_QUEUE: i32 = 2;
 const NO_QUEUE: i32 = 0;
 /// Leaves repair mode without sending anything.
@@ -99,6 +103,18 @@ pub(super) struct Info {
     backlog: u32,
     acknowledged: u64,
     received: u64,
+}
+
+impl Info {
+    /// This end has said that it will send no more.
+    fn finished(&self) -> bool {
+        matches!(self.state, FIN_WAIT1 | FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING)
+    }
+
+    /// The other end has said so, and this one knows.
+    fn peer_finished(&self) -> bool {
+        matches!(self.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT)
+    }
 }
 
 pub(super) fn info(socket: BorrowedFd<'_>) -> io::Result<Info> {
@@ -147,7 +163,7 @@ pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
             }
         } else {
             match peer_address(&socket) {
-                Ok(remote) => Role::Connected(connection(socket.as_fd(), &info, &local, remote)?),
+                Ok(remote) => Role::Connected(connection(socket.as_fd(), &local, remote)?),
                 Err(_) => Role::Closed {
                     bound: port(&local) != 0,
                 },
@@ -163,49 +179,128 @@ pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
     look().map_err(making("a TCP socket"))
 }
 
-fn connection(socket: BorrowedFd<'_>, info: &Info, local: &[u8], remote: Vec<u8>) -> io::Result<Connection> {
-    let waiting = input_queue_bytes(socket)?;
-    let received = if waiting > 0 {
-        peek(socket, waiting as usize)?
-    } else {
-        Vec::new()
-    };
+fn connection(socket: BorrowedFd<'_>, local: &[u8], remote: Vec<u8>) -> io::Result<Connection> {
+    let received = peek_received(socket)?;
     let unsent = if output_queue_bytes(socket)? > 0 {
-        peek_sent(socket)?
+        in_repair(socket, || peek_sent(socket))?
     } else {
         Vec::new()
     };
     let inside = is_loopback(&remote) || ip(&remote) == ip(local);
+    let (info, sent) = progress(socket)?;
     Ok(Connection {
         peer: if inside { Peer::Gone } else { Peer::Outside },
         remote,
         received,
         unsent,
-        finished: matches!(info.state, FIN_WAIT1 | FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING),
-        peer_finished: matches!(info.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT),
-        counters: (info.received, info.acknowledged),
+        finished: info.finished(),
+        peer_finished: info.peer_finished(),
+        counters: (info.received, sent),
     })
+}
+
+/// With how much has been sent, whether it was acknowledged yet or not.
+fn progress(socket: BorrowedFd<'_>) -> io::Result<(Info, u64)> {
+    loop {
+        let unacknowledged = output_queue_bytes(socket)?;
+        let info = info(socket)?;
+        if output_queue_bytes(socket)? == unacknowledged {
+            let sent = info.acknowledged + u64::from(unacknowledged);
+            return Ok((info, sent));
+        }
+    }
 }
 
 fn peek(socket: BorrowedFd<'_>, room: usize) -> io::Result<Vec<u8>> {
     Ok(receive(socket, room, true)?.map_or_else(Vec::new, |m| m.bytes))
 }
 
-/// Reads what was sent and is not acknowledged. Repair mode forgets `SO_REUSEADDR`, which is put back.
-fn peek_sent(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
-    let room = output_queue_bytes(socket)? as usize;
+fn peek_received(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    match input_queue_bytes(socket)? {
+        0 => Ok(Vec::new()),
+        waiting => peek(socket, waiting as usize),
+    }
+}
+
+/// Repair mode forgets `SO_REUSEADDR`, which is put back.
+fn in_repair<T>(socket: BorrowedFd<'_>, look: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     let reuse = int_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
     set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR, 1)?;
-    let found = set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE)
-        .and_then(|()| peek(socket, room));
+    let found = look();
     set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR_QUEUE, NO_QUEUE)?;
     set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR, REPAIR_OFF_SILENTLY)?;
     set_int_option(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, reuse)?;
     found
 }
 
+/// Reads what was sent and is not acknowledged, in repair mode.
+fn peek_sent(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR_QUEUE, SEND_QUEUE)?;
+    peek(socket, output_queue_bytes(socket)? as usize)
+}
+
+/// The number of the byte that comes next in a queue, in repair mode.
+fn sequence(socket: BorrowedFd<'_>, queue: i32) -> io::Result<u32> {
+    set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR_QUEUE, queue)?;
+    int_option(socket, libc::IPPROTO_TCP, TCP_QUEUE_SEQ).map(i32::cast_unsigned)
+}
+
+/// What was sent from one end and not read at the other: what has arrived, and what has not.
+fn in_flight(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<u8>)> {
+    /// Programs are stopped: what moves is what the kernel still sends, until the receiver's room is full.
+    const TRIES: usize = 1000;
+    let expected = || in_repair(to, || sequence(to, RECEIVE_QUEUE));
+    for _ in 0..TRIES {
+        let look = || Ok((peek_sent(from)?, sequence(from, SEND_QUEUE)?));
+        let (kept, end) = in_repair(from, look)?;
+        let next = expected()?;
+        let received = peek_received(to)?;
+        // The end of a stream has a number of its own.
+        let end_is_coming = info(from)?.finished() && !info(to)?.peer_finished();
+        if expected()? == next {
+            let missing = end.wrapping_sub(next).wrapping_sub(u32::from(end_is_coming)) as usize;
+            let arrived = kept.len().saturating_sub(missing);
+            return Ok((received, kept[arrived..].to_vec()));
+        }
+    }
+    Err(io::Error::other("what is in flight does not come to rest"))
+}
+
 /// Finds out who is connected to whom, once all sockets are known.
-pub(super) fn connect_ends(all: &mut [(u32, &mut State)]) {
+pub(super) fn connect_ends(live: &Live, all: &mut [(u32, &mut State)]) -> Result<(), Error> {
+    find_ends(all);
+    for index in 0..all.len() {
+        let (position, state) = &all[index];
+        let Role::Connected(Connection {
+            peer: Peer::Here(peer),
+            unsent,
+            ..
+        }) = &state.role
+        else {
+            continue;
+        };
+        if unsent.is_empty() {
+            continue;
+        }
+        let (own, peer) = (*position, *peer);
+        let (from, to) = (live.duplicate(own as usize)?, live.duplicate(peer as usize)?);
+        let (received, unsent) =
+            in_flight(from.as_fd(), to.as_fd()).map_err(making("a connection that is in use"))?;
+        for (position, state) in &mut *all {
+            let Role::Connected(connection) = &mut state.role else {
+                continue;
+            };
+            if *position == peer {
+                connection.received.clone_from(&received);
+            } else if *position == own {
+                connection.unsent.clone_from(&unsent);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn find_ends(all: &mut [(u32, &mut State)]) {
     let ends: Vec<(u32, End, Option<End>)> = all
         .iter()
         .map(|(position, state)| {
@@ -306,14 +401,47 @@ mod tests {
         while let Ok(n) = client.write(&block) {
             sent.extend_from_slice(&block[..n]);
         }
-        let waiting = input_queue_bytes(&server).unwrap() as usize;
-        let received = peek(server.as_fd(), waiting).unwrap();
-        let unsent = peek_sent(client.as_fd()).unwrap();
+        let (received, unsent) = in_flight(client.as_fd(), server.as_fd()).unwrap();
         assert!(!unsent.is_empty());
         assert_eq!([received, unsent].concat(), sent);
         drop(client);
         let mut all = Vec::new();
         server.read_to_end(&mut all).unwrap();
         assert_eq!(all, sent);
+    }
+
+    /// The acknowledgement of what was read long ago may be late.
+    #[test]
+    fn what_was_received_is_not_in_flight_for_want_of_an_acknowledgement() {
+        use std::io::{Read, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        client.set_nodelay(true).unwrap();
+        let late = |socket: BorrowedFd<'_>| {
+            set_int_option(socket, libc::IPPROTO_TCP, libc::TCP_QUICKACK, 0).unwrap();
+        };
+        late(server.as_fd());
+        client.write_all(b"read long ago, ").unwrap();
+        server.read_exact(&mut [0; 15]).unwrap();
+        late(server.as_fd());
+        client.write_all(b"arrived").unwrap();
+        let (received, unsent) = in_flight(client.as_fd(), server.as_fd()).unwrap();
+        assert_eq!(
+            (received.as_slice(), unsent.as_slice()),
+            (&b"arrived"[..], &b""[..])
+        );
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        let (received, unsent) = in_flight(client.as_fd(), server.as_fd()).unwrap();
+        assert_eq!(
+            (received.as_slice(), unsent.as_slice()),
+            (&b"arrived"[..], &b""[..])
+        );
+        let sent = || progress(client.as_fd()).unwrap().1;
+        let before = sent();
+        while output_queue_bytes(&client).unwrap() > 0 {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        assert_eq!(sent(), before, "an acknowledgement changes nothing");
     }
 }

@@ -14,10 +14,11 @@ use super::options;
 use super::restore::Restore;
 use super::room;
 use super::tables::Kind;
-use super::tcp::{self, Connection, Peer, Role, SEND_QUEUE, State, TCP_REPAIR, TCP_REPAIR_QUEUE};
+use super::tcp::{
+    self, Connection, Peer, RECEIVE_QUEUE, Role, SEND_QUEUE, State, TCP_QUEUE_SEQ, TCP_REPAIR,
+    TCP_REPAIR_QUEUE,
+};
 
-const RECEIVE_QUEUE: i32 = 1;
-const TCP_QUEUE_SEQ: i32 = 21;
 const TCP_REPAIR_OPTIONS: i32 = 22;
 
 fn state<'a>(restore: &Restore<'a>, wanted: usize) -> Option<&'a State> {
@@ -39,7 +40,8 @@ pub(super) fn release_unfit(restore: &mut Restore<'_>) -> Result<(), Error> {
             now.push((position as u32, tcp::capture(restore.live, position)?));
         }
     }
-    tcp::connect_ends(&mut now.iter_mut().map(|(p, s)| (*p, s)).collect::<Vec<_>>());
+    let mut ends: Vec<(u32, &mut State)> = now.iter_mut().map(|(p, s)| (*p, s)).collect();
+    tcp::connect_ends(restore.live, &mut ends)?;
     let now: HashMap<u32, State> = now.into_iter().collect();
     loop {
         let kept = restore.kept.iter().enumerate();
