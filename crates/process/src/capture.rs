@@ -39,7 +39,7 @@ impl<H: Host> Stopped<'_, H> {
         self.report.bytes_stored += stored;
         self.report.add("pages", start.elapsed());
         let start = Instant::now();
-        let zombies = zombie::find(&self.tree, self.engine.host.init_pid())?;
+        let zombies = zombie::find(&self.tree)?;
         parents_first(&mut processes);
         self.report.add("state", start.elapsed());
         let start = Instant::now();

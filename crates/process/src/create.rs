@@ -284,28 +284,40 @@ pub fn kill_all(tree: &mut Tree, pids: &[InsidePid]) -> Result<(), TraceError> {
     Ok(())
 }
 
-/// Brings processes into their groups. A group whose leader has ended gets a temporary one.
-pub fn groups<H: Host + ?Sized>(host: &mut H, tree: &mut Tree, image: &Image) -> Result<(), RestoreError> {
-    let mut temporary = Vec::new();
-    for wanted in &image.processes {
-        let Some(process) = tree.by_inside(wanted.pid) else {
-            continue;
-        };
-        if process.status().group == wanted.group.0 || wanted.session == wanted.pid || wanted.group.0 == 0 {
-            continue;
-        }
-        if wanted.group == wanted.pid {
-            must(process, libc::SYS_setpgid, &[0.into(), 0.into()], "setpgid")?;
-            process.refresh()?;
+/// Makes a process the leader of a group of its own.
+pub fn lead_group(process: &mut Process) -> Result<(), TraceError> {
+    must(process, libc::SYS_setpgid, &[0.into(), 0.into()], "setpgid")?;
+    process.refresh()
+}
+
+/// The group is not what it was, and can be changed.
+fn has_to_move(process: &Process, wanted: &ProcessImage) -> bool {
+    process.status().group != wanted.group.0 && wanted.session != wanted.pid && wanted.group.0 != 0
+}
+
+/// Begins the groups whose leaders are alive.
+pub fn group_leaders(tree: &mut Tree, image: &Image) -> Result<(), TraceError> {
+    for wanted in image.processes.iter().filter(|wanted| wanted.group == wanted.pid) {
+        let process = tree.by_inside(wanted.pid);
+        if let Some(process) = process.filter(|process| has_to_move(process, wanted)) {
+            lead_group(process)?;
         }
     }
+    Ok(())
+}
+
+/// Brings processes into their groups. A group whose leader has ended gets a temporary one.
+pub fn group_members<H: Host + ?Sized>(
+    host: &mut H,
+    tree: &mut Tree,
+    image: &Image,
+) -> Result<(), RestoreError> {
+    let mut temporary = Vec::new();
     for wanted in &image.processes {
-        let Some(process) = tree.by_inside(wanted.pid) else {
+        let process = tree.by_inside(wanted.pid);
+        let Some(process) = process.filter(|process| has_to_move(process, wanted)) else {
             continue;
         };
-        if process.status().group == wanted.group.0 || wanted.session == wanted.pid || wanted.group.0 == 0 {
-            continue;
-        }
         let joined = process.call(libc::SYS_setpgid, &[0.into(), wanted.group.0.into()])?;
         if joined.is_err() {
             let tracee = process.clone_task(host, wanted.group, libc::CLONE_VM | libc::SIGCHLD)?;

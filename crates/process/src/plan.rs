@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use thiserror::Error;
 
 use crate::ids::InsidePid;
-use crate::image::{Identity, Image, ProcessImage};
+use crate::image::{Identity, Image, ProcessImage, ZombieImage};
 
 /// PID 1 of the sandbox.
 pub const INIT: InsidePid = InsidePid(1);
@@ -57,8 +57,20 @@ pub struct Plan {
     pub kill: Vec<InsidePid>,
     /// Live processes that are changed in place.
     pub keep: Vec<InsidePid>,
+    /// Live zombies to be waited for.
+    pub reap: Vec<ZombieImage>,
     /// Processes to be made, in this order.
     pub births: Vec<Birth>,
+    /// Zombies to be made.
+    pub deaths: Vec<ZombieImage>,
+}
+
+impl Plan {
+    /// Whether somebody is made whose id this is: until then, it must not be the id of a group either.
+    #[must_use]
+    pub fn makes(&self, pid: InsidePid) -> bool {
+        self.births.iter().any(|birth| birth.pid == pid) || self.deaths.iter().any(|zombie| zombie.pid == pid)
+    }
 }
 
 /// Why a tree cannot be made again.
@@ -76,18 +88,11 @@ pub enum PlanError {
 }
 
 /// Compares what is there with what is wanted.
-pub fn plan(present: &[Present], image: &Image) -> Result<Plan, PlanError> {
-    let live: HashMap<InsidePid, &Present> = present.iter().map(|process| (process.pid, process)).collect();
+pub fn plan(present: &[Present], zombies: &[ZombieImage], image: &Image) -> Result<Plan, PlanError> {
+    let kept = who_stays(present, zombies, image);
     let mut plan = Plan::default();
-    let mut kept: HashSet<InsidePid> = HashSet::new();
-    for wanted in &image.processes {
-        let parent_stays = is_init(wanted.parent) || kept.contains(&wanted.parent);
-        let stays = parent_stays && live.get(&wanted.pid).is_some_and(|now| can_stay(now, wanted));
-        if stays {
-            kept.insert(wanted.pid);
-            plan.keep.push(wanted.pid);
-        }
-    }
+    let stay = image.processes.iter().map(|wanted| wanted.pid);
+    plan.keep.extend(stay.filter(|pid| kept.contains(pid)));
     plan.kill.extend(
         present
             .iter()
@@ -102,7 +107,63 @@ pub fn plan(present: &[Present], image: &Image) -> Result<Plan, PlanError> {
     {
         sessions.birth(wanted, &mut plan.births)?;
     }
+    plan_zombies(zombies, image, &kept, &mut plan);
     Ok(plan)
+}
+
+/// A process can stay if it is the same, its parent stays, and its session needs not be begun again: the kernel gives
+/// the id of a session (and of a group) to nobody while it has members.
+fn who_stays(present: &[Present], zombies: &[ZombieImage], image: &Image) -> HashSet<InsidePid> {
+    let live: HashMap<InsidePid, &Present> = present.iter().map(|process| (process.pid, process)).collect();
+    let same = |wanted: &ProcessImage| live.get(&wanted.pid).is_some_and(|now| can_stay(now, wanted));
+    let mut kept: HashSet<InsidePid> = image
+        .processes
+        .iter()
+        .filter(|wanted| same(wanted))
+        .map(|wanted| wanted.pid)
+        .collect();
+    loop {
+        let stays = |pid: InsidePid| kept.contains(&pid);
+        let leads_on = |session: InsidePid| {
+            let wanted_dead = image.zombies.iter().find(|zombie| zombie.pid == session);
+            stays(session)
+                || wanted_dead.map_or_else(
+                    || image.processes.iter().all(|wanted| wanted.pid != session),
+                    |wanted| stays(wanted.parent) && zombies.contains(wanted),
+                )
+        };
+        let leaving: Vec<InsidePid> = image
+            .processes
+            .iter()
+            .filter(|wanted| stays(wanted.pid))
+            .filter(|wanted| {
+                let orphaned = !is_init(wanted.parent) && !stays(wanted.parent);
+                orphaned || !(wanted.session == wanted.pid || leads_on(wanted.session))
+            })
+            .map(|wanted| wanted.pid)
+            .collect();
+        if leaving.is_empty() {
+            return kept;
+        }
+        for pid in leaving {
+            kept.remove(&pid);
+        }
+    }
+}
+
+/// Zombies belong to their parents, and keep the ids of their groups and sessions taken, too.
+fn plan_zombies(zombies: &[ZombieImage], image: &Image, kept: &HashSet<InsidePid>, plan: &mut Plan) {
+    let born = |pid: InsidePid| plan.births.iter().any(|birth| birth.pid == pid);
+    let can_stay = |zombie: &ZombieImage| {
+        image.zombies.contains(zombie)
+            && kept.contains(&zombie.parent)
+            && !born(zombie.group)
+            && !born(zombie.session)
+    };
+    let (stay, reap): (Vec<_>, Vec<_>) = zombies.iter().partition(|zombie| can_stay(zombie));
+    let missing = image.zombies.iter().filter(|wanted| !stay.contains(wanted));
+    plan.deaths = missing.cloned().collect();
+    plan.reap = reap.into_iter().cloned().collect();
 }
 
 fn is_init(pid: InsidePid) -> bool {
@@ -216,7 +277,7 @@ mod tests {
     #[test]
     fn the_same_tree_stays() {
         let tree = [(10, 1, 10), (11, 10, 10), (12, 11, 10)];
-        let plan = plan(&present(&tree), &image(&tree)).unwrap();
+        let plan = plan(&present(&tree), &[], &image(&tree)).unwrap();
         assert_eq!(plan.keep.len(), 3);
         assert!(plan.kill.is_empty() && plan.births.is_empty());
     }
@@ -224,7 +285,7 @@ mod tests {
     #[test]
     fn what_is_new_goes_and_what_is_gone_returns() {
         let now = present(&[(10, 1, 10), (13, 10, 10)]);
-        let plan = plan(&now, &image(&[(10, 1, 10), (11, 10, 10)])).unwrap();
+        let plan = plan(&now, &[], &image(&[(10, 1, 10), (11, 10, 10)])).unwrap();
         assert_eq!(plan.keep, [InsidePid(10)]);
         assert_eq!(plan.kill, [InsidePid(13)]);
         assert_eq!(plan.births, [birth(11, By::Parent(InsidePid(10)), false)]);
@@ -234,7 +295,7 @@ mod tests {
     fn children_of_what_is_made_again_are_made_again() {
         let mut now = present(&[(10, 1, 10), (11, 10, 10), (12, 11, 12)]);
         now[1].reversible = false;
-        let plan = plan(&now, &image(&[(10, 1, 10), (11, 10, 10), (12, 11, 12)])).unwrap();
+        let plan = plan(&now, &[], &image(&[(10, 1, 10), (11, 10, 10), (12, 11, 12)])).unwrap();
         assert_eq!(plan.kill, [InsidePid(11), InsidePid(12)]);
         let births = [
             birth(11, By::Parent(InsidePid(10)), false),
@@ -246,7 +307,12 @@ mod tests {
     #[test]
     fn orphans_get_their_session_back() {
         // 20 is an orphan of the living session 10, 30 of the session 29 whose leader is gone.
-        let plan = plan(&[], &image(&[(10, 1, 10), (20, 1, 10), (30, 1, 29), (31, 1, 29)])).unwrap();
+        let plan = plan(
+            &[],
+            &[],
+            &image(&[(10, 1, 10), (20, 1, 10), (30, 1, 29), (31, 1, 29)]),
+        )
+        .unwrap();
         let leader = Birth {
             temporary: true,
             ..birth(29, By::Init, true)
@@ -263,7 +329,7 @@ mod tests {
 
     #[test]
     fn an_impossible_session_is_an_error() {
-        let error = plan(&[], &image(&[(10, 1, 10), (11, 10, 7)])).unwrap_err();
+        let error = plan(&[], &[], &image(&[(10, 1, 10), (11, 10, 7)])).unwrap_err();
         assert!(matches!(
             error,
             PlanError::ForeignSession {
@@ -271,5 +337,40 @@ mod tests {
                 ..
             }
         ));
+    }
+
+    #[test]
+    fn a_session_that_has_to_begin_again_takes_its_members_along() {
+        // 20 is an orphan whose session's leader, 10, has ended since: its id is free when 20 has left.
+        let now = present(&[(20, 1, 10), (21, 20, 21), (30, 1, 30)]);
+        let plan = plan(
+            &now,
+            &[],
+            &image(&[(10, 1, 10), (20, 1, 10), (21, 20, 21), (30, 1, 30)]),
+        )
+        .unwrap();
+        assert_eq!(plan.keep, [InsidePid(30)]);
+        assert_eq!(plan.kill, [InsidePid(20), InsidePid(21)]);
+        assert_eq!(plan.births[0], birth(10, By::Init, true));
+    }
+
+    #[test]
+    fn zombies_stay_unless_somebody_needs_the_id_of_their_group() {
+        let zombie = |pid, group| ZombieImage {
+            pid: InsidePid(pid),
+            parent: InsidePid(10),
+            group: InsidePid(group),
+            session: InsidePid(10),
+            status: 0,
+            name: String::new(),
+        };
+        let (same, member, new, old) = (zombie(11, 11), zombie(12, 20), zombie(13, 13), zombie(14, 14));
+        let mut wanted = image(&[(10, 1, 10), (20, 10, 10)]);
+        wanted.zombies = vec![same.clone(), member.clone(), new.clone()];
+        let now = present(&[(10, 1, 10)]);
+        let plan = plan(&now, &[same, member.clone(), old.clone()], &wanted).unwrap();
+        assert_eq!(plan.reap, [member.clone(), old]);
+        assert_eq!(plan.deaths, [member, new]);
+        assert!(plan.makes(InsidePid(12)) && plan.makes(InsidePid(20)) && !plan.makes(InsidePid(11)));
     }
 }

@@ -77,7 +77,7 @@ impl<H: Host> Stopped<'_, H> {
         let foreign: Vec<HostPid> = self.tree.untraceable.iter().map(|process| process.pid).collect();
         kill_untraceable(&foreign)?;
         create::kill_all(&mut self.tree, &plan.kill)?;
-        self.reap_zombies(image)?;
+        self.free_ids(&plan, image)?;
         self.report.killed += plan.kill.len() + foreign.len();
         self.report.add("kill", start.elapsed());
 
@@ -191,22 +191,26 @@ impl<H: Host> Stopped<'_, H> {
                 reversible: same,
             });
         }
-        Ok(plan::plan(&present, image)?)
+        let zombies = zombie::find(&self.tree)?;
+        Ok(plan::plan(&present, &zombies, image)?)
     }
 
-    /// Waits for live zombies that the image does not have, in their parents.
-    fn reap_zombies(&mut self, image: &Image) -> Result<(), RestoreError> {
-        for now in zombie::find(&self.tree, self.engine.host.init_pid())? {
-            if image
-                .zombies
-                .iter()
-                .any(|wanted| wanted.pid == now.pid && wanted.parent == now.parent)
-            {
-                continue;
-            }
-            if let Some(parent) = self.tree.by_inside(now.parent) {
+    /// Ends and moves what has ids that others are to get again: zombies, threads, members of groups without leader.
+    fn free_ids(&mut self, plan: &Plan, image: &Image) -> Result<(), RestoreError> {
+        for zombie in &plan.reap {
+            if let Some(parent) = self.tree.by_inside(zombie.parent) {
                 let parent = parent.pid().raw();
-                create::reap(&mut self.tree, parent, now.pid)?;
+                create::reap(&mut self.tree, parent, zombie.pid)?;
+            }
+        }
+        for wanted in &image.processes {
+            let Some(process) = self.tree.by_inside(wanted.pid) else {
+                continue;
+            };
+            let tids: Vec<InsidePid> = wanted.threads.iter().map(|thread| thread.tid).collect();
+            process.end_threads(&tids)?;
+            if plan.makes(InsidePid(process.status().group)) {
+                create::lead_group(process)?;
             }
         }
         Ok(())
@@ -218,15 +222,11 @@ impl<H: Host> Stopped<'_, H> {
             create::birth(&mut engine.host, tree, birth, image)?;
             report.created += 1;
         }
-        let present = zombie::find(tree, engine.host.init_pid())?;
-        for wanted in image
-            .zombies
-            .iter()
-            .filter(|wanted| !present.iter().any(|now| now.pid == wanted.pid))
-        {
+        create::group_leaders(tree, image)?;
+        for wanted in &plan.deaths {
             create::zombie(&mut engine.host, tree, wanted)?;
         }
-        create::groups(&mut engine.host, tree, image)?;
+        create::group_members(&mut engine.host, tree, image)?;
         for birth in plan.births.iter().filter(|birth| birth.temporary) {
             create::remove(tree, birth.pid)?;
         }
@@ -261,8 +261,6 @@ fn restore_process<H: Host>(
     report: &mut Report,
 ) -> Result<(), RestoreError> {
     let start = Instant::now();
-    let tids: Vec<InsidePid> = wanted.threads.iter().map(|thread| thread.tid).collect();
-    process.end_threads(&tids)?;
     choose_place(process, &wanted.vmas)?;
     thread::release_rseq(process, &wanted.threads)?;
     if fresh {
@@ -306,6 +304,7 @@ fn restore_process<H: Host>(
     if fresh {
         credentials::restore(process, &wanted.task.credentials, engine.host.first_id())?;
     }
+    let tids: Vec<InsidePid> = wanted.threads.iter().map(|thread| thread.tid).collect();
     process.create_threads(&mut engine.host, &tids)?;
     report.disturbed += restore_state(process, wanted, &unchanged)?;
     engine.live(process)?.known = Some(Arc::clone(wanted));

@@ -8,7 +8,7 @@ use crate::stop::Tree;
 use crate::task;
 
 /// The zombies among the children of the stopped processes. Those of init are about to be reaped and do not count.
-pub fn find(tree: &Tree, _init: HostPid) -> Result<Vec<ZombieImage>, TraceError> {
+pub fn find(tree: &Tree) -> Result<Vec<ZombieImage>, TraceError> {
     let mut found = Vec::new();
     for process in &tree.processes {
         for thread in &process.threads {

@@ -32,7 +32,7 @@ fn random_states_of_memory_threads_and_timers_come_back_exactly() {
             "--operations",
             "300",
             "--without",
-            "shared sockets files events children",
+            "shared sockets files events",
         ],
     );
 }
