@@ -28,12 +28,7 @@ fn probes_survive_checkpoint_rollback_and_death() {
 fn random_states_of_memory_threads_and_timers_come_back_exactly() {
     run_driver(
         "e2e/driver/model.py",
-        &[
-            "--operations",
-            "300",
-            "--without",
-            "shared sockets files events",
-        ],
+        &["--operations", "300", "--without", "shared sockets files events"],
     );
 }
 

@@ -240,16 +240,20 @@ static void descriptors_say(void) {
         if (readlink(path, to, sizeof to - 1) < 0) continue;
         char *colon = strchr(to, ':'); /* pipe:[123]: the number is of this boot */
         if (colon && colon[1] == '[') colon[1] = 0;
+        char *gone = strstr(to, " (deleted)"); /* made again, it has neither its old name nor its old number */
+        if (gone && strncmp(to, "/memfd:", 7)) memmove(to, gone + 1, strlen(gone));
         struct stat st = {0};
         fstat(fd, &st);
         say("fd %d %s flags %o cloexec %d", fd, to, fcntl(fd, F_GETFL) & ~0100000 /* O_LARGEFILE says nothing here */, fcntl(fd, F_GETFD));
-        if (S_ISREG(st.st_mode)) say(" at %ld size %ld nlink %lu ino %lu", (long)lseek(fd, 0, SEEK_CUR), (long)st.st_size, st.st_nlink, st.st_ino);
+        if (S_ISREG(st.st_mode)) say(" at %ld size %ld nlink %lu ino %lu", (long)lseek(fd, 0, SEEK_CUR), (long)st.st_size, st.st_nlink, gone ? 0 : st.st_ino);
         if (S_ISREG(st.st_mode) && (fcntl(fd, F_GETFL) & O_ACCMODE) != O_WRONLY) say(" %lx", (long)hash_fd(fd));
         snprintf(path, sizeof path, "/proc/self/fdinfo/%d", fd);
         int info = open(path, O_RDONLY | O_CLOEXEC);
         ssize_t n = info >= 0 ? read(info, b, sizeof b - 1) : 0;
         if (info >= 0) close(info);
         b[n > 0 ? n : 0] = 0;
+        char watches[64][64]; /* the kernel lists them by address */
+        size_t watching = 0;
         for (char *line = strtok(b, "\n"); line; line = strtok(NULL, "\n")) {
             char kind[16], what[16], how[16], dev[32], from[24], end[24];
             int pid;
@@ -257,8 +261,10 @@ static void descriptors_say(void) {
             if (!strncmp(line, "eventfd-count", 13) || !strncmp(line, "clockid", 7) || !strncmp(line, "it_interval", 11)) say(" %s", line);
             unsigned tfd, ev;
             long long dt;
-            if (sscanf(line, "tfd: %u events: %x data: %llx", &tfd, &ev, &dt) == 3) say(" watches %u %x %llx", tfd, ev, dt);
+            if (sscanf(line, "tfd: %u events: %x data: %llx", &tfd, &ev, &dt) == 3 && watching < 64) snprintf(watches[watching++], 64, " watches %u %x %llx", tfd, ev, dt);
         }
+        qsort(watches, watching, 64, (int (*)(const void *, const void *))strcmp);
+        for (size_t i = 0; i < watching; i++) say("%s", watches[i]);
         say("\n");
     }
 }

@@ -1,4 +1,4 @@
-//! What a process has to do itself once its table is right: POSIX locks, and opening `/dev/tty`.
+//! What a process has to do itself once its table is right: taking locks, and opening `/dev/tty`.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -7,9 +7,9 @@ use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
 use super::edit::{self, Destination, Edit, Install};
-use super::error::Error;
+use super::error::{Error, making};
 use super::live::LiveProcess;
-use super::lock;
+use super::lock::{self, OfDescription};
 use super::restore::Restore;
 use super::tables::{Kind, Table};
 use crate::inject::{Arg, Batch};
@@ -58,6 +58,40 @@ pub(super) fn posix_locks(restore: &Restore<'_>, processes: &mut [Process]) -> R
     }
     for table in takers {
         take(processes, table)?;
+    }
+    Ok(())
+}
+
+/// Has the first holder of a description take the lock of flock(2) that belongs to it, if it has none.
+pub(super) fn flocks(restore: &Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
+    for (wanted, description) in restore.wanted.descriptions.iter().enumerate() {
+        let flock = description.locks.iter().find_map(|lock| match lock {
+            OfDescription::Flock { exclusive } => Some(*exclusive),
+            OfDescription::Range { .. } => None,
+        });
+        let held = restore.kept[wanted].is_some_and(|live| {
+            lock::of_description(&restore.live.descriptions[live].info) == description.locks
+        });
+        let Some(exclusive) = flock.filter(|_| !held) else {
+            continue;
+        };
+        let mode = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+        let holder = restore.wanted.processes.iter().find_map(|table| {
+            let slot = table
+                .slots
+                .iter()
+                .find(|slot| slot.description as usize == wanted)?;
+            Some((table, slot.fd))
+        });
+        let Some((table, fd)) = holder else {
+            lock::flock(restore.object(wanted)?, exclusive).map_err(making(restore.show(wanted)))?;
+            continue;
+        };
+        let process = find(processes, table)?;
+        let args = [number(fd), number(mode | libc::LOCK_NB)];
+        process
+            .call(libc::SYS_flock, &args)?
+            .map_err(|e| act(table, "take the lock of a file again", e))?;
     }
     Ok(())
 }

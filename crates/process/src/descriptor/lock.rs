@@ -1,13 +1,15 @@
 //! File locks, read from the `lock:` lines of fdinfo (format: fs/locks.c, `lock_get_status`).
 //!
-//! flock and open-file-description locks belong to the description and are taken again through a duplicate of
-//! ours. POSIX locks belong to process and file: the process itself has to take them, after every other change to
-//! its table, because closing any descriptor of the file drops them all.
+//! Open-file-description locks belong to the description and are taken again through a duplicate of ours. So do those
+//! of flock, which remember their taker, though: a process takes them, once its table is right. POSIX locks belong to
+//! process and file: the process itself has to take them, after every other change to its table, because closing any
+//! descriptor of the file drops them all.
 
 use std::os::fd::BorrowedFd;
 
 use deltabox_sys::fd::{Range, lock_description, unlock_description};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, making};
@@ -137,7 +139,7 @@ pub(super) fn release(fd: BorrowedFd<'_>, held: &[OfDescription], name: &str) ->
     for lock in held {
         match *lock {
             OfDescription::Flock { .. } => {
-                flock(fd, FlockOperation::NonBlockingUnlock)
+                rustix::fs::flock(fd, FlockOperation::NonBlockingUnlock)
                     .map_err(making(format!("the lock of {name}")))?;
             }
             OfDescription::Range { start, len, .. } => unlock_description(fd, Range { start, len })
@@ -147,18 +149,21 @@ pub(super) fn release(fd: BorrowedFd<'_>, held: &[OfDescription], name: &str) ->
     Ok(())
 }
 
-/// Takes what a description is to hold.
+/// Takes the lock of flock(2) ourselves, for a description that no process holds.
+pub(super) fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
+    let operation = if exclusive {
+        FlockOperation::NonBlockingLockExclusive
+    } else {
+        FlockOperation::NonBlockingLockShared
+    };
+    rustix::fs::flock(fd, operation)
+}
+
+/// Takes what a description is to hold and nobody in particular takes.
 pub(super) fn take(fd: BorrowedFd<'_>, wanted: &[OfDescription], name: &str) -> Result<(), Error> {
     for lock in wanted {
         match *lock {
-            OfDescription::Flock { exclusive } => {
-                let operation = if exclusive {
-                    FlockOperation::NonBlockingLockExclusive
-                } else {
-                    FlockOperation::NonBlockingLockShared
-                };
-                flock(fd, operation).map_err(making(format!("the lock of {name}")))?;
-            }
+            OfDescription::Flock { .. } => {}
             OfDescription::Range {
                 exclusive,
                 start,

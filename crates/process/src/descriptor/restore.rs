@@ -103,6 +103,7 @@ pub fn restore(
     late::of_opener(&mut restore, processes)?;
     inotify::restore_all(&restore)?;
     epoll::restore_all(&restore, &epolls, processes)?;
+    late::flocks(&restore, processes)?;
     late::posix_locks(&restore, processes)?;
     let made = restore.made.iter().filter(|m| m.is_some()).count();
     Ok(Report {
@@ -362,8 +363,28 @@ impl Restore<'_> {
         deltabox_sys::fd::set_owner_signal(fd, owner.signal).map_err(making("the signal of a descriptor"))
     }
 
+    /// Takes a duplicate of every description that stays, but not at the descriptor it would be taken from later: once
+    /// the first table has been edited, something else may be there.
+    fn hold_what_moves(&self) -> Result<(), Error> {
+        for (wanted, live) in self.kept.iter().enumerate() {
+            let Some(live) = *live else { continue };
+            let (process, fd) = self.live.descriptions[live].holder;
+            let number = self.live.processes[process].number;
+            let table = self.wanted.processes.iter().find(|table| table.process == number);
+            let stays = table.is_some_and(|table| {
+                let slot = table.slots.binary_search_by_key(&fd, |slot| slot.fd);
+                slot.is_ok_and(|at| table.slots[at].description as usize == wanted)
+            });
+            if !stays {
+                self.live.pull(live)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Edits every table that differs; gives the number of descriptors touched.
     fn edit(&self, processes: &mut [Process]) -> Result<usize, Error> {
+        self.hold_what_moves()?;
         let mut edited = 0;
         for table in &self.wanted.processes {
             let live = self.live.process(table.process).ok_or(Error::Missing {
