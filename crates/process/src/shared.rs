@@ -2,8 +2,8 @@
 //! shared memory, and mapped files whose name has been removed.
 //!
 //! Content is kept once per object, however many processes map it. An object that no live process maps any more is
-//! made again as a memfd; from then on the new one stands for the old one (an *alias*), so that mappings compare
-//! equal.
+//! made again; from then on the new one stands for the old one (an *alias*), so that mappings compare equal. Anonymous
+//! memory and memfds are made as what they were, the others as memfds.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -32,6 +32,8 @@ pub type Key = ((u32, u32), u64);
 pub struct SharedImage {
     /// The object.
     pub key: Key,
+    /// How the kernel names it in `/proc/PID/maps`.
+    pub name: String,
     /// Its size in bytes.
     pub size: u64,
     /// Its pages, by their offset.
@@ -45,15 +47,18 @@ pub fn is_memory(backing: &Backing) -> bool {
     backing.path.ends_with(" (deleted)") || backing.path.starts_with("/memfd:")
 }
 
-/// The name of what is behind a mapping, if its content has to be kept here.
-#[must_use]
-pub fn key_of(vma: &Vma) -> Option<Key> {
+/// What is behind a mapping, and how the kernel names it, if its content has to be kept here.
+fn object_of(vma: &Vma) -> Option<(Key, &str)> {
     match &vma.kind {
         Kind::Shared(backing) | Kind::PrivateFile(backing) if is_memory(backing) => {
-            Some((backing.device, backing.inode))
+            Some(((backing.device, backing.inode), &backing.path))
         }
         _ => None,
     }
+}
+
+fn key_of(vma: &Vma) -> Option<Key> {
+    object_of(vma).map(|(key, _)| key)
 }
 
 /// What the engine knows of shared memory.
@@ -99,7 +104,9 @@ impl SharedMemory {
         let mut stored = 0;
         for (pid, vmas) in processes {
             for vma in vmas {
-                let Some(key) = key_of(vma) else { continue };
+                let Some((key, name)) = object_of(vma) else {
+                    continue;
+                };
                 if images.iter().any(|image| image.key == key) {
                     continue;
                 }
@@ -114,7 +121,13 @@ impl SharedMemory {
                     before
                 };
                 self.seen.insert(key, pages.clone());
-                images.push(SharedImage { key, size, pages });
+                let name = name.to_owned();
+                images.push(SharedImage {
+                    key,
+                    name,
+                    size,
+                    pages,
+                });
             }
         }
         self.seen
@@ -150,7 +163,7 @@ impl SharedMemory {
             let file = match files.entry(image.key) {
                 Entry::Occupied(there) => there.into_mut(),
                 Entry::Vacant(missing) => {
-                    let file = make().map_err(failed)?;
+                    let file = make(image).map_err(failed)?;
                     let metadata = file.metadata().map_err(failed)?;
                     let device = (
                         rustix::fs::major(metadata.dev()),
@@ -167,8 +180,13 @@ impl SharedMemory {
     }
 }
 
-fn make() -> io::Result<File> {
-    Ok(File::from(memfd_create("shared", MemfdFlags::CLOEXEC)?))
+fn make(image: &SharedImage) -> io::Result<File> {
+    let name = image.name.strip_suffix(" (deleted)").unwrap_or(&image.name);
+    if name == "/dev/zero" {
+        return deltabox_sys::shared::anonymous(image.size as usize);
+    }
+    let name = name.strip_prefix("/memfd:").unwrap_or("shared");
+    Ok(File::from(memfd_create(name, MemfdFlags::CLOEXEC)?))
 }
 
 /// Opens what is behind a mapping, wherever its name may have gone.

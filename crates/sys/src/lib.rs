@@ -15,6 +15,7 @@ pub mod pagemap;
 pub mod prctl;
 pub mod process_vm;
 pub mod ptrace;
+pub mod shared;
 pub mod slots;
 pub mod socket;
 pub mod uffd;

@@ -135,7 +135,6 @@ static void memory_say(void) {
         char p[8], nm[200] = "";
         unsigned long f, t, o, ino;
         if (sscanf(line, "%lx-%lx %7s %lx %*s %lu %199[^\n]", &f, &t, p, &o, &ino, nm) < 5 || strstr(nm, "[stack]")) continue;
-        if (!strcmp(nm, "/memfd:shared (deleted)")) strcpy(nm, "/dev/zero (deleted)"); /* shared memory made again: only its name tells */
         if (f == to && !strcmp(p, perm) && !strcmp(nm, name) && (!ino || o == off + (to - from))) {
             to = t;
             continue;

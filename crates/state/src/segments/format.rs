@@ -19,9 +19,9 @@ use super::SegmentId;
 use crate::id::ExecId;
 
 /// First bytes of a file; the last one is the version.
-pub(super) const MAGIC: [u8; 8] = *b"DBXSEGM\x01";
+pub(super) const MAGIC: [u8; 8] = *b"DBXSEGM\x02";
 /// Last bytes of a file.
-const END: [u8; 8] = *b"DBXSEGE\x01";
+const END: [u8; 8] = *b"DBXSEGE\x02";
 /// Offset and length of the description, and [`END`].
 const FOOTER: usize = 24;
 /// Bytes of a page.

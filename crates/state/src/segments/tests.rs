@@ -9,6 +9,7 @@ use super::*;
 fn state(pages: PageTree) -> SavedState {
     let shared = SharedImage {
         key: ((1, 2), 3),
+        name: "/dev/zero (deleted)".into(),
         size: 1 << 20,
         pages,
     };
@@ -159,10 +160,10 @@ fn every_damage_is_found() {
         assert!(reread().is_err(), "{length} bytes");
     }
     let mut other = good.clone();
-    other[7] = 2;
+    other[7] = 1;
     fs::write(&path, &other).unwrap();
     let error = reread().err().unwrap().to_string();
-    assert!(error.contains("version 2"), "{error}");
+    assert!(error.contains("version 1"), "{error}");
     fs::write(&path, &good).unwrap();
     assert!(same(&reread().unwrap()));
 }
