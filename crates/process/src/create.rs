@@ -4,6 +4,9 @@
 //! on the program it was before its first instruction. That gives it an address space of its own and the right link
 //! in `/proc/PID/exe`. What the program's loader would do never happens: the process is stopped at its first
 //! instruction, and from there it is changed like any other live process, only that everything differs.
+//!
+//! `execve` ends what a process has in common with its maker, and lets its end be told by `SIGCHLD`. A child that runs
+//! its parent's program and needs otherwise is forked, and does without.
 
 use rustix::io::Errno;
 use rustix::process::{Signal, kill_process};
@@ -30,14 +33,13 @@ pub fn birth<H: Host + ?Sized>(
     let exit_signal = wanted.map_or(libc::SIGCHLD, |wanted| wanted.exit_signal);
     let mut process = match birth.by {
         By::Init => from_init(host, birth.pid)?,
-        By::Parent(parent) => from_process(
-            host,
-            tree,
-            parent,
-            birth.pid,
-            libc::CLONE_VM | exit_signal,
-            wanted,
-        )?,
+        By::Parent(parent) => match fork_flags(parent, birth.pid, image) {
+            Some(flags) => from_process(host, tree, parent, birth.pid, flags | exit_signal, None)?,
+            None => {
+                let flags = libc::CLONE_VM | exit_signal;
+                from_process(host, tree, parent, birth.pid, flags, wanted)?
+            }
+        },
         By::Sibling(sibling) => {
             let flags = libc::CLONE_VM | libc::CLONE_PARENT;
             from_process(host, tree, sibling, birth.pid, flags, wanted)?
@@ -54,6 +56,21 @@ pub fn birth<H: Host + ?Sized>(
     process.refresh()?;
     tree.processes.push(process);
     Ok(())
+}
+
+/// What a child has to be forked with that cannot be had with `execve`.
+fn fork_flags(parent: InsidePid, pid: InsidePid, image: &Image) -> Option<i32> {
+    let find = |pid| image.processes.iter().find(|process| process.pid == pid);
+    let (maker, wanted) = (find(parent)?, find(pid)?);
+    let mut tables = image.descriptors.processes.iter();
+    let shares_table = tables.any(|table| table.process == pid && table.shared_with == Some(parent));
+    let needs = shares_table || wanted.exit_signal != libc::SIGCHLD;
+    let flags = if shares_table {
+        libc::CLONE_FILES | libc::CLONE_FS
+    } else {
+        0
+    };
+    (needs && maker.executable == wanted.executable).then_some(flags)
 }
 
 /// Runs a call that has to work.

@@ -47,8 +47,10 @@ pub struct Process {
     stat: Stat,
     /// The mappings, where they have been read and not changed since.
     maps: Option<Vec<Vma>>,
-    /// The threads; the first is the leader, if it is still alive.
+    /// The threads; the first is the leader.
     pub threads: Vec<Thread>,
+    /// Its threads differ in what they may do.
+    pub(crate) has_mixed_credentials: bool,
     injector: Injector,
 }
 
@@ -302,6 +304,7 @@ impl Process {
             stat,
             maps: None,
             threads,
+            has_mixed_credentials: false,
             injector: Injector::new(pid, instruction),
         })
     }
@@ -363,20 +366,31 @@ impl Drop for Process {
     }
 }
 
-/// A process that cannot be attached, because another one traces it.
+/// A process that cannot be held.
 #[derive(Debug, Clone)]
 pub struct Untraceable {
     /// The process.
     pub pid: HostPid,
     /// Its status.
     pub status: Status,
+    /// What keeps it from that.
+    pub reason: Reason,
+}
+
+/// Why a process cannot be held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reason {
+    /// Another one traces it.
+    Traced,
+    /// Its first thread has ended before the others: `/proc` tells nothing more of its memory.
+    Leaderless,
 }
 
 /// All processes of a sandbox, stopped. Dropping it lets them go.
 pub struct Tree {
     /// The processes, in the order of their host pids.
     pub processes: Vec<Process>,
-    /// Those that somebody else traces. They are *not* stopped.
+    /// Those that cannot be held. They are *not* stopped.
     pub untraceable: Vec<Untraceable>,
 }
 

@@ -192,6 +192,16 @@ fn four(value: &str) -> Option<[u32; 4]> {
 }
 
 impl Status {
+    /// Whether two threads may do the same.
+    #[must_use]
+    pub fn has_credentials_of(&self, other: &Status) -> bool {
+        let all = |of: &Status| {
+            let seccomp = (of.seccomp, of.seccomp_filters);
+            (of.uids, of.gids, of.capabilities, of.no_new_privs, seccomp)
+        };
+        all(self) == all(other) && self.groups == other.groups
+    }
+
     /// The process's id inside.
     #[must_use]
     pub fn inside(&self) -> InsidePid {

@@ -177,7 +177,8 @@ impl<H: Host> Stopped<'_, H> {
                 .find(|wanted| wanted.pid == process.inside());
             let same = match wanted {
                 Some(wanted) => {
-                    Seen::of(process.status(), first) == wanted.task.credentials.seen
+                    !process.has_mixed_credentials
+                        && Seen::of(process.status(), first) == wanted.task.credentials.seen
                         && task::limits_can_be_had(process.pid(), &wanted.task)?
                 }
                 None => false,

@@ -10,7 +10,7 @@ use crate::error::TraceError;
 use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
 use crate::process::OPTIONS;
-pub use crate::process::{Process, Thread, Tree, Untraceable};
+pub use crate::process::{Process, Reason, Thread, Tree, Untraceable};
 use crate::procfs::{self, Status};
 use crate::task::Stat;
 use crate::tracee::Tracee;
@@ -125,6 +125,8 @@ struct Seen {
     cannot_stop: bool,
     /// A thread is running.
     running: bool,
+    /// Not all threads have the same credentials.
+    mixed: bool,
 }
 
 /// As [`look`], after giving the freezer a moment: a thread that is on its way back into a `vfork` wait counts as
@@ -169,6 +171,7 @@ fn look_at(pid: HostPid) -> Result<Seen, TraceError> {
         threads: Vec::new(),
         cannot_stop: false,
         running: false,
+        mixed: false,
         status,
     };
     if seen.status.threads <= 1 && seen.status.state != 'Z' {
@@ -185,7 +188,10 @@ fn look_at(pid: HostPid) -> Result<Seen, TraceError> {
         match status {
             // A first thread that has ended before the others.
             Ok(status) if matches!(status.state, 'Z' | 'X') => {}
-            Ok(status) => seen.add(tid, InsidePid(status.thread), status.state),
+            Ok(status) => {
+                seen.mixed |= !status.has_credentials_of(&seen.status);
+                seen.add(tid, InsidePid(status.thread), status.state);
+            }
             Err(error) if error.is_gone() => {}
             Err(error) => return Err(error),
         }
@@ -256,6 +262,7 @@ fn attach(seen: Seen, attached: &mut Vec<Attached>, tree: &mut Tree) -> Result<(
                     tree.untraceable.push(Untraceable {
                         pid: seen.pid,
                         status: seen.status.clone(),
+                        reason: Reason::Traced,
                     });
                 }
             }
@@ -282,10 +289,20 @@ fn wait_all(attached: Vec<Attached>, mut tree: Tree, known: Known<'_>) -> Result
                 Err(error) => return Err(error.into()),
             }
         }
-        if !threads.is_empty() {
-            tree.processes
-                .push(Process::assemble(seen.pid, seen.status, threads, known)?);
+        if threads.is_empty() {
+            continue;
         }
+        if threads.iter().all(|thread| thread.tracee.tid() != seen.pid) {
+            tree.untraceable.push(Untraceable {
+                pid: seen.pid,
+                status: seen.status,
+                reason: Reason::Leaderless,
+            });
+            continue;
+        }
+        let mut process = Process::assemble(seen.pid, seen.status, threads, known)?;
+        process.has_mixed_credentials = seen.mixed;
+        tree.processes.push(process);
     }
     if let Some((status, _)) = stuck_threads.first() {
         // What the stuck thread waits for may be one of those just stopped: they have to go first.

@@ -9,7 +9,7 @@ use crate::descriptor;
 use crate::error::TraceError;
 use crate::ids::InsidePid;
 use crate::memory::maps::{Kind, Vma};
-use crate::stop::{Process, Tree};
+use crate::stop::{Process, Reason, Tree};
 
 /// Something that cannot be carried over a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,15 +60,27 @@ const CODE_SEGMENT_64: u64 = 0x33;
 pub fn refusals(tree: &mut Tree) -> Result<Vec<Refusal>, TraceError> {
     let mut found = Vec::new();
     for process in &tree.untraceable {
+        let (what, why, remedy) = match process.reason {
+            Reason::Traced => (
+                "a debugger",
+                format!(
+                    "it is traced by the process with host pid {}",
+                    process.status.tracer
+                ),
+                "end the debugger (gdb, strace, ...) first",
+            ),
+            Reason::Leaderless => (
+                "threads without a leader",
+                "its first thread has ended while others run on".to_owned(),
+                "let the first thread wait for the others",
+            ),
+        };
         found.push(Refusal {
             pid: process.status.inside(),
             name: process.status.name.clone(),
-            what: "a debugger".to_owned(),
-            why: format!(
-                "it is traced by the process with host pid {}",
-                process.status.tracer
-            ),
-            remedy: "end the debugger (gdb, strace, ...) first".to_owned(),
+            what: what.to_owned(),
+            why,
+            remedy: remedy.to_owned(),
         });
     }
     for process in &mut tree.processes {
@@ -90,15 +102,11 @@ fn process_refusals(process: &mut Process, found: &mut Vec<Refusal>) -> Result<(
             remedy,
         });
     };
-    if process
-        .threads
-        .first()
-        .is_none_or(|thread| thread.tracee.tid() != process.pid())
-    {
+    if process.has_mixed_credentials {
         refuse(
-            "threads without a leader",
-            "its first thread has ended while others run on",
-            "let the first thread wait for the others",
+            "threads with different credentials",
+            "users, groups, capabilities and system call filters are kept for the process as a whole",
+            "give all threads the same",
         );
     }
     for thread in &mut process.threads {

@@ -99,6 +99,9 @@ const SETTINGS: [(i32, i32, Answer); 6] = [
     (libc::PR_MCE_KILL_GET, libc::PR_MCE_KILL, Answer::Returned),
 ];
 
+/// capabilities(7).
+const CAP_SETPCAP: u32 = 8;
+
 /// Number of resource limits (`RLIM_NLIMITS`).
 const RESOURCES: usize = 16;
 
@@ -417,6 +420,13 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
     for (&value, (_, set, _)) in image.settings.iter().zip(SETTINGS) {
         set_setting(&mut batch, set, value);
     }
+    let securebits = image.credentials.securebits;
+    // Those without the capability cannot have changed them.
+    let may = image.credentials.capabilities[2] & (1 << CAP_SETPCAP) != 0;
+    let securebits = may.then(|| {
+        let option = libc::PR_SET_SECUREBITS;
+        batch.call(libc::SYS_prctl, &[option.into(), securebits.into()])
+    });
     set_timers(&mut batch, &live_timers, &image.timers);
     let pid = process.inside();
     for signal in &image.pending {
@@ -427,6 +437,10 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
         );
     }
     process.run(&mut batch)?;
+    if let Some(Err(errno)) = securebits.map(|call| batch.result(call)) {
+        let (pid, name) = (process.pid(), "prctl(PR_SET_SECUREBITS)");
+        return Err(TraceError::Call { pid, name, errno });
+    }
     restore_limits(process.pid(), image)?;
     restore_oom_score(process.pid(), image.oom_score_adj)?;
     if coredump_filter(process.pid())? != image.coredump_filter {

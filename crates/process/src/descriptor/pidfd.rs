@@ -55,6 +55,11 @@ fn find(live: &Live, number: InsidePid) -> Result<Pid, Error> {
             if inner_number(process.pid, thread) == Some(number) {
                 return Ok(thread);
             }
+            for child in children(process.pid, thread) {
+                if inner_number(child, child) == Some(number) {
+                    return Ok(child);
+                }
+            }
         }
     }
     Err(bad_state(
@@ -73,6 +78,14 @@ fn threads(pid: Pid) -> Vec<Pid> {
         .filter_map(number)
         .filter_map(Pid::from_raw)
         .collect()
+}
+
+/// The children of one thread (`CONFIG_PROC_CHILDREN`).
+fn children(pid: Pid, thread: Pid) -> Vec<Pid> {
+    let (pid, thread) = (pid.as_raw_nonzero(), thread.as_raw_nonzero());
+    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
+    let number = |word: &str| Pid::from_raw(word.parse().ok()?);
+    text.split_whitespace().filter_map(number).collect()
 }
 
 fn inner_number(pid: Pid, thread: Pid) -> Option<InsidePid> {
