@@ -115,6 +115,29 @@ pub fn output_queue_bytes(socket: impl AsFd) -> io::Result<u32> {
     crate::fd::int_from_ioctl(socket, crate::fd::IntRequest::OutputQueue).map(|n| n as u32)
 }
 
+/// `SIOCUNIXFILE` (include/uapi/linux/un.h).
+const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
+
+/// The socket file a unix socket is bound to, as a descriptor opened with `O_PATH`, wherever that file is by now and
+/// even when it has no name any more. `None` when it is not bound to a path. Needs `CAP_NET_ADMIN` over the socket's
+/// network namespace.
+///
+/// # Errors
+/// `EPERM` without the capability, `EOPNOTSUPP` and the like on other sockets.
+pub fn unix_file(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+    // SAFETY: the request takes no argument.
+    let result = unsafe { libc::ioctl(socket.as_fd().as_raw_fd(), SIOCUNIXFILE, 0) };
+    if result < 0 {
+        let error = io::Error::last_os_error();
+        return match error.raw_os_error() {
+            Some(libc::ENOENT | libc::EINVAL) => Ok(None),
+            _ => Err(error),
+        };
+    }
+    // SAFETY: the kernel has just made this descriptor for us (close-on-exec), and nobody else has it.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(result) }))
+}
+
 /// Room for an address of any family (`struct sockaddr_storage`).
 const ADDRESS_MAX: usize = 128;
 

@@ -20,8 +20,6 @@ pub(super) struct UnixSocket {
     pub shutdown: u8,
     /// Of a listener: how many may wait.
     pub backlog: u32,
-    /// Inode and (the kernel's own) device number of the socket file it is bound to.
-    pub file: Option<(u32, u32)>,
 }
 
 const SOCK_DIAG: u32 = 4;
@@ -34,8 +32,8 @@ const ACK: u16 = 4;
 const DUMP: u16 = 0x300;
 const TCP_LISTEN: u8 = 10;
 
-/// `UDIAG_SHOW_VFS | PEER | ICONS | RQLEN`; the shutdown state comes unasked.
-const SHOW: u32 = 2 | 4 | 8 | 16;
+/// `UDIAG_SHOW_PEER | ICONS | RQLEN`; the shutdown state comes unasked.
+const SHOW: u32 = 4 | 8 | 16;
 
 fn open() -> io::Result<OwnedFd> {
     let protocol = Protocol::from_raw(std::num::NonZeroU32::new(SOCK_DIAG).ok_or(io::ErrorKind::Other)?);
@@ -121,7 +119,6 @@ fn parse(body: &[u8]) -> Option<(u32, UnixSocket)> {
         let len = (half(rest, 0) as usize).clamp(4, rest.len());
         let value = &rest[4..len];
         match half(rest, 2) {
-            1 => socket.file = Some((word(value, 0), word(value, 4))),
             2 => socket.peer = Some(word(value, 0)),
             3 => socket.waiting = (0..value.len() / 4).map(|i| word(value, i * 4)).collect(),
             4 => queue = (word(value, 0), word(value, 4)),

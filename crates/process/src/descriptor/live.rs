@@ -64,7 +64,7 @@ pub struct Live {
     /// The sandbox's network namespace, when the caller gave it; else it is that of the first process.
     pub(super) network: Option<OwnedFd>,
     /// What waits in unix sockets that have descriptors queued; those descriptions are in `descriptions` too.
-    pub(super) queues: HashMap<usize, Vec<Queued>>,
+    pub(super) queues: HashMap<usize, unix::Queue>,
 }
 
 #[derive(Debug)]
@@ -296,23 +296,25 @@ impl Live {
         while at < self.descriptions.len() {
             let has = self.descriptions[at].field("scm_fds").is_some_and(|n| n != "0");
             if has {
-                let messages =
+                let looked =
                     unix_queue::peek(self.pull(at)?).map_err(making("the queue of a unix socket"))?;
+                let messages = looked.messages;
                 let mut queue = Vec::with_capacity(messages.len());
-                for message in messages {
-                    let found: Result<Vec<u32>, Error> = message
-                        .descriptors
+                for mut message in messages {
+                    let descriptors = std::mem::take(&mut message.descriptors);
+                    let found: Result<Vec<u32>, Error> = descriptors
                         .into_iter()
                         .map(|fd| self.add_queued(fd, at))
                         .collect();
                     queue.push(Queued {
                         descriptors: found?,
-                        bytes: message.bytes,
-                        sender: message.sender,
-                        credentials: unix::known_sender(self, message.credentials),
-                        end_of_record: message.end_of_record,
+                        ..unix::known(self, &message)
                     });
                 }
+                let queue = unix::Queue {
+                    messages: queue,
+                    is_hidden: looked.is_hidden,
+                };
                 self.queues.insert(at, queue);
             }
             at += 1;

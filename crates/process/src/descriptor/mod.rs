@@ -47,9 +47,11 @@ mod tcp_make;
 pub mod timerfd;
 pub mod udp;
 pub mod unix;
+mod unix_fit;
 mod unix_make;
 mod unix_name;
 pub mod unix_queue;
+mod unix_renew;
 
 use std::os::fd::BorrowedFd;
 

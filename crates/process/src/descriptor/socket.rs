@@ -13,7 +13,7 @@ use super::live::Live;
 use super::options;
 use super::restore::Restore;
 use super::tables::Kind;
-use super::{netlink, tcp, tcp_make, udp, unix, unix_make};
+use super::{netlink, tcp, tcp_make, udp, unix, unix_fit, unix_make};
 use crate::inject::{Arg, Batch};
 use crate::stop::Process;
 
@@ -101,12 +101,12 @@ pub(super) fn restore_all(restore: &mut Restore<'_>, processes: &mut [Process]) 
     if !any {
         return Ok(());
     }
-    let now = unix_make::release_unfit(restore)?;
+    unix_fit::release_unfit(restore)?;
     tcp_make::release_unfit(restore)?;
     udp::release_unfit(restore)?;
     netlink::release_unfit(restore)?;
     evict(restore, processes)?;
-    unix_make::restore_all(restore, processes, now.as_ref())?;
+    unix_make::restore_all(restore, processes)?;
     tcp_make::restore_all(restore)?;
     udp::restore_all(restore)?;
     netlink::restore_all(restore)

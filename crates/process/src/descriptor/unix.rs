@@ -7,15 +7,16 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use deltabox_sys::socket::{Credentials, int_option, local_address, option, output_queue_bytes};
+use deltabox_sys::socket::{Credentials, Message, int_option, local_address, option, output_queue_bytes};
 use serde::{Deserialize, Serialize};
 
 use super::diag::{UnixSocket, unix_sockets};
 use super::error::{Error, making};
 use super::live::Live;
 use super::options::{self, Family, Opt};
-use super::room;
+use super::place::Place;
 use super::unix_queue::{Identity, Queued, peek};
+use super::{room, unix_name, unix_renew};
 
 /// A unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,10 +26,8 @@ pub struct State {
     pub options: Vec<Opt>,
     /// The address as bytes: only a family when it has no name; a path; or a zero byte and an abstract name.
     pub name: Vec<u8>,
-    /// The inode number of the socket file, when its name is a path.
-    pub file: Option<u32>,
-    /// That file is below the sandbox's root.
-    pub on_root: bool,
+    /// Where the socket file is, for those that others can find by it.
+    pub file: Option<Place>,
     pub role: Role,
     /// Bit 0: receiving is shut down, bit 1: sending.
     pub shutdown: u8,
@@ -146,19 +145,21 @@ pub(super) fn capture(live: &Live, now: &Now, position: usize) -> Result<State, 
     if let Role::Waiting { unseen } = &mut role {
         *unseen = output_queue_bytes(socket).map_err(failed())? > 0;
     }
-    let queue = if matches!(role, Role::Listening { .. }) {
-        Vec::new()
-    } else {
-        queue(live, position)?
+    let queue = match (&role, queue(live, position)?) {
+        (Role::Listening { .. }, _) => Vec::new(),
+        (_, queue) if queue.is_hidden => unix_renew::renew(live, now, position)?,
+        (_, queue) => queue.messages,
+    };
+    let name = local_address(socket).map_err(failed())?;
+    let file = match is_found(kind, &role) && name.len() > 2 {
+        true => unix_name::file_of(live, socket)?,
+        false => None,
     };
     Ok(State {
         kind,
         options: options::read(socket, Family::Unix).map_err(failed())?,
-        name: local_address(socket).map_err(failed())?,
-        file: found.file.map(|(ino, _)| ino),
-        on_root: found
-            .file
-            .is_some_and(|(_, dev)| u64::from(dev) == live.root_device),
+        name,
+        file,
         role,
         shutdown: found.shutdown,
         credentials: credentials(live, socket)?,
@@ -166,20 +167,41 @@ pub(super) fn capture(live: &Live, now: &Now, position: usize) -> Result<State, 
     })
 }
 
-/// The queue of a live socket, with descriptors as live positions.
-pub(super) fn queue(live: &Live, position: usize) -> Result<Vec<Queued>, Error> {
+/// Can others find it by its name? A stream that is connected gave its name away only to be known by.
+pub(super) fn is_found(kind: i32, role: &Role) -> bool {
+    kind == libc::SOCK_DGRAM || matches!(role, Role::Idle | Role::Listening { .. })
+}
+
+/// What can be seen of a queue.
+#[derive(Clone, Debug)]
+pub(super) struct Queue {
+    /// With descriptors as live positions.
+    pub messages: Vec<Queued>,
+    /// There are empty messages, which can be looked at only once: there may be more.
+    pub is_hidden: bool,
+}
+
+pub(super) fn queue(live: &Live, position: usize) -> Result<Queue, Error> {
     if let Some(known) = live.queues.get(&position) {
         return Ok(known.clone());
     }
-    let messages = peek(live.duplicate(position)?.as_fd()).map_err(making("the queue of a unix socket"))?;
-    let queued = messages.into_iter().map(|message| Queued {
+    let looked = peek(live.duplicate(position)?.as_fd()).map_err(making("the queue of a unix socket"))?;
+    let queued = looked.messages.iter().map(|message| known(live, message));
+    Ok(Queue {
+        messages: queued.collect(),
+        is_hidden: looked.is_hidden,
+    })
+}
+
+/// A message without descriptors.
+pub(super) fn known(live: &Live, message: &Message) -> Queued {
+    Queued {
         credentials: known_sender(live, message.credentials),
-        bytes: message.bytes,
+        bytes: message.bytes.clone(),
         descriptors: Vec::new(),
-        sender: message.sender,
+        sender: message.sender.clone(),
         end_of_record: message.end_of_record,
-    });
-    Ok(queued.collect())
+    }
 }
 
 pub(super) fn known_sender(live: &Live, credentials: Option<Credentials>) -> Option<Identity> {

@@ -6,11 +6,10 @@
 //! mode and times, since the kernel knows no other way to lead a file to a new socket.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use deltabox_sys::socket::{
-    Credentials, connect, int_option, local_address, output_queue_bytes, set_int_option,
-};
+use deltabox_sys::socket::{Attachments, Credentials, bind, connect, set_int_option};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socket_with, socketpair};
 
@@ -19,166 +18,19 @@ use super::error::{Error, bad_state, making};
 use super::options::{self, Family};
 use super::restore::Restore;
 use super::room;
-use super::tables::Kind;
-use super::unix::{self, Now, Role, State};
-use super::unix_name;
+use super::unix::{Role, State};
+use super::unix_fit::{is_abstract, queue_is_right, serves, sockets, state};
+use super::unix_name::{self, Way};
 use super::unix_queue::{self, Identity, Queued};
+use super::unix_renew;
 use crate::stop::Process;
 
-fn state<'a>(restore: &Restore<'a>, wanted: usize) -> Option<&'a State> {
-    match &restore.wanted.descriptions[wanted].kind {
-        Kind::Unix(state) => Some(state),
-        _ => None,
-    }
-}
-
-fn sockets(restore: &Restore<'_>) -> Vec<usize> {
-    (0..restore.wanted.descriptions.len())
-        .filter(|&w| state(restore, w).is_some())
-        .collect()
-}
-
-/// Lets go of live sockets that cannot be changed into what is wanted of them.
-pub(super) fn release_unfit(restore: &mut Restore<'_>) -> Result<Option<Now>, Error> {
+/// Makes what is missing and puts everything into its wanted state.
+pub(super) fn restore_all(restore: &mut Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
     let sockets = sockets(restore);
     if sockets.is_empty() {
-        return Ok(None);
+        return Ok(());
     }
-    let now = Now::read(restore.live)?;
-    loop {
-        let serves = serves(restore);
-        let mut unfit = Vec::new();
-        for &wanted in &sockets {
-            if let (Some(live), Some(state)) = (restore.kept[wanted], state(restore, wanted))
-                && !fits(restore, &now, &serves, state, live)?
-            {
-                unfit.push(wanted);
-            }
-        }
-        unfit.extend(crowded_listeners(restore, &sockets));
-        unfit.extend(stranded(restore, &sockets));
-        if unfit.is_empty() {
-            return Ok(Some(now));
-        }
-        for wanted in unfit {
-            restore.kept[wanted] = None;
-        }
-    }
-}
-
-/// Live positions and what they serve as.
-fn serves(restore: &Restore<'_>) -> HashMap<usize, u32> {
-    let kept = restore.kept.iter().enumerate();
-    kept.filter_map(|(wanted, live)| Some(((*live)?, wanted as u32)))
-        .collect()
-}
-
-/// Those who wait at a listener that is made anew have to connect to it again.
-fn stranded(restore: &Restore<'_>, sockets: &[usize]) -> Vec<usize> {
-    let new = sockets.iter().filter(|&&w| restore.kept[w].is_none());
-    new.filter_map(|&w| match &state(restore, w)?.role {
-        Role::Listening { waiting, .. } => Some(waiting.iter().flatten()),
-        _ => None,
-    })
-    .flatten()
-    .map(|&client| client as usize)
-    .filter(|&client| restore.kept[client].is_some())
-    .collect()
-}
-
-/// Listeners that somebody waits at cannot help to make another connection.
-fn crowded_listeners(restore: &Restore<'_>, sockets: &[usize]) -> Vec<usize> {
-    let missing: Vec<&State> = sockets
-        .iter()
-        .filter(|&&w| restore.kept[w].is_none())
-        .filter_map(|&w| state(restore, w))
-        .filter(|s| matches!(s.role, Role::Connected { .. }) && s.name.len() > 2)
-        .collect();
-    let crowded = |wanted: &usize| {
-        restore.kept[*wanted].is_some()
-            && state(restore, *wanted).is_some_and(|s| {
-                matches!(&s.role, Role::Listening { waiting, .. } if !waiting.is_empty())
-                    && missing.iter().any(|m| m.name == s.name)
-            })
-    };
-    sockets.iter().copied().filter(crowded).collect()
-}
-
-fn fits(
-    restore: &Restore<'_>,
-    now: &Now,
-    serves: &HashMap<usize, u32>,
-    wanted: &State,
-    live: usize,
-) -> Result<bool, Error> {
-    let socket = restore.live.duplicate(live)?;
-    let failed = || making("a unix socket");
-    let kind = int_option(&socket, libc::SOL_SOCKET, libc::SO_TYPE).map_err(failed())?;
-    let found = now.of(restore.live, live);
-    let connected = unix::was_connected(socket.as_fd())?;
-    let mut role = translate(unix::role(now, restore.live, live, kind, connected), serves);
-    if let Role::Waiting { unseen } = &mut role {
-        *unseen = output_queue_bytes(&socket).map_err(failed())? > 0;
-    }
-    let file_is_right = match (wanted.file, found.file) {
-        (None, None) => true,
-        (Some(ino), Some((other, dev))) => {
-            wanted.on_root == (u64::from(dev) == restore.live.root_device)
-                && (ino == other || unix_name::leads_to(restore, wanted, other)?)
-        }
-        _ => false,
-    };
-    let same = kind == wanted.kind
-        && file_is_right
-        && role == wanted.role
-        && found.shutdown & !wanted.shutdown == 0
-        && local_address(&socket).map_err(failed())? == wanted.name
-        && unix::credentials(restore.live, socket.as_fd())? == wanted.credentials;
-    if !same || matches!(wanted.role, Role::Listening { .. }) {
-        return Ok(same);
-    }
-    // A queue can only be refilled by somebody who can still send to it.
-    let reachable = found.shutdown & 1 == 0 && !matches!(wanted.role, Role::Connected { peer: None });
-    Ok(reachable || queue_is_right(restore, serves, wanted, live)?)
-}
-
-fn translate(role: Role, serves: &HashMap<usize, u32>) -> Role {
-    // What serves as nothing must not look like "nobody".
-    let one = |live: u32| serves.get(&(live as usize)).copied().unwrap_or(u32::MAX);
-    match role {
-        Role::Listening { backlog, waiting } => Role::Listening {
-            backlog,
-            waiting: waiting.into_iter().map(|w| w.map(one)).collect(),
-        },
-        Role::Connected { peer } => Role::Connected { peer: peer.map(one) },
-        Role::Idle => Role::Idle,
-        Role::Waiting { unseen } => Role::Waiting { unseen },
-    }
-}
-
-fn queue_is_right(
-    restore: &Restore<'_>,
-    serves: &HashMap<usize, u32>,
-    wanted: &State,
-    live: usize,
-) -> Result<bool, Error> {
-    let mut now = unix::queue(restore.live, live)?;
-    for message in &mut now {
-        for descriptor in &mut message.descriptors {
-            *descriptor = serves.get(&(*descriptor as usize)).copied().unwrap_or(u32::MAX);
-        }
-    }
-    Ok(now == wanted.queue)
-}
-
-/// Makes what is missing and puts everything into its wanted state.
-pub(super) fn restore_all(
-    restore: &mut Restore<'_>,
-    processes: &mut [Process],
-    now: Option<&Now>,
-) -> Result<(), Error> {
-    let Some(now) = now else { return Ok(()) };
-    let sockets = sockets(restore);
     let new: BTreeSet<usize> = sockets
         .iter()
         .copied()
@@ -187,8 +39,8 @@ pub(super) fn restore_all(
     let mut maker = Maker {
         restore,
         processes,
-        now,
         partners: HashMap::new(),
+        listeners: Vec::new(),
     };
     for &wanted in &new {
         maker.plain(wanted)?;
@@ -203,13 +55,22 @@ pub(super) fn restore_all(
     maker.finish(&sockets)
 }
 
+/// A listener of ours: what it accepts has the wanted name, and those who connect see the wanted process.
+struct Listener {
+    kind: i32,
+    name: Vec<u8>,
+    by: Option<Identity>,
+    socket: OwnedFd,
+}
+
 /// The work in progress.
 struct Maker<'m, 'r> {
     restore: &'m mut Restore<'r>,
     processes: &'m mut [Process],
-    now: &'m Now,
     /// The other ends of sockets whose peer is gone: closed when the queue is filled.
     partners: HashMap<usize, OwnedFd>,
+    /// Listeners of ours that connections are made with.
+    listeners: Vec<Listener>,
 }
 
 impl<'r> Maker<'_, 'r> {
@@ -243,13 +104,13 @@ impl<'r> Maker<'_, 'r> {
         match &state.role {
             Role::Listening { backlog, .. } => {
                 let socket = self.new_socket(state.kind)?;
-                unix_name::bind(self.restore, self.now, wanted, state, &socket)?;
+                unix_name::bind(self.restore, &socket, &state.name, state.file.as_ref())?;
                 self.listen(&socket, state.credentials, *backlog)?;
                 self.restore.made[wanted] = Some(socket);
             }
             Role::Idle => {
                 let socket = self.new_socket(state.kind)?;
-                unix_name::bind(self.restore, self.now, wanted, state, &socket)?;
+                unix_name::bind(self.restore, &socket, &state.name, state.file.as_ref())?;
                 self.restore.made[wanted] = Some(socket);
             }
             Role::Connected { peer } if state.kind == libc::SOCK_DGRAM => {
@@ -259,7 +120,7 @@ impl<'r> Maker<'_, 'r> {
                     return self.pair(wanted, peer as usize);
                 }
                 let socket = self.new_socket(state.kind)?;
-                unix_name::bind(self.restore, self.now, wanted, state, &socket)?;
+                unix_name::bind(self.restore, &socket, &state.name, state.file.as_ref())?;
                 self.restore.made[wanted] = Some(socket);
             }
             Role::Connected { .. } | Role::Waiting { .. } => {}
@@ -306,10 +167,12 @@ impl<'r> Maker<'_, 'r> {
             return Ok(());
         }
         let socket = self.restore.object(wanted)?;
-        let address = unix_name::reachable(self.restore, peer, self.state(peer)?)?;
-        let root = self.restore.environment.root;
-        room::inside(self.restore.live, Some(root), || connect(socket, &address))
-            .map_err(making(self.restore.show(wanted)))
+        let way = self.way(peer)?;
+        connect(socket, &way.address()).map_err(making(self.restore.show(wanted)))
+    }
+
+    fn way(&self, wanted: usize) -> Result<Way, Error> {
+        Way::to(self.restore.object(wanted)?).map_err(making(self.restore.show(wanted)))
     }
 
     fn pair(&mut self, a: usize, b: usize) -> Result<(), Error> {
@@ -317,9 +180,9 @@ impl<'r> Maker<'_, 'r> {
         // The one with a name was accepted by the listener of that name.
         let (accepted, other) = if first.name.len() > 2 { (a, b) } else { (b, a) };
         let (accepted_end, other_end) = if first.name.len() > 2 {
-            self.ends(first, Some((b, second)))?
+            self.ends(first, Some(second))?
         } else {
-            self.ends(second, Some((a, first)))?
+            self.ends(second, Some(first))?
         };
         self.restore.made[accepted] = Some(accepted_end);
         self.restore.made[other] = Some(other_end);
@@ -327,58 +190,62 @@ impl<'r> Maker<'_, 'r> {
     }
 
     /// Both ends of a connection, the one described by `accepted` first.
-    fn ends(
-        &mut self,
-        accepted: &State,
-        other: Option<(usize, &State)>,
-    ) -> Result<(OwnedFd, OwnedFd), Error> {
-        let other_credentials = other.map_or(accepted.credentials, |(_, s)| s.credentials);
-        let unnamed = accepted.name.len() <= 2 && other.is_none_or(|(_, s)| s.name.len() <= 2);
+    fn ends(&mut self, accepted: &State, other: Option<&State>) -> Result<(OwnedFd, OwnedFd), Error> {
+        let other_credentials = other.map_or(accepted.credentials, |s| s.credentials);
+        let unnamed = accepted.name.len() <= 2 && other.is_none_or(|s| s.name.len() <= 2);
         if unnamed && accepted.credentials == other_credentials {
             return self.socket_pair(accepted.kind, accepted.credentials);
         }
         let client = self.new_socket(accepted.kind)?;
-        if let Some((position, state)) = other {
-            unix_name::bind(self.restore, self.now, position, state, &client)?;
+        if let Some(state) = other {
+            unix_name::bind(self.restore, &client, &state.name, None)?;
         }
-        let listening = self.listener_named(&accepted.name);
-        let (listener, address, guard) = match listening {
-            Some(position) => {
-                let state = self.state(position)?;
-                let address = unix_name::reachable(self.restore, position, state)?;
-                let object = self.restore.object(position)?;
-                let object = object.try_clone_to_owned().map_err(making("a unix socket"))?;
-                (object, address, None)
-            }
+        let failed = || making("a connection of unix sockets");
+        let listener = match self.holder_of(&accepted.name) {
+            Some(wanted) => self.restore.object(wanted)?,
             None => {
-                let socket = self.new_socket(accepted.kind)?;
-                let guard = unix_name::bind_for_now(self.restore, accepted, &socket)?;
-                self.listen(&socket, other_credentials, 1)?;
-                let address = match &guard {
-                    Some(guard) => guard.address(),
-                    None => local_address(&socket).map_err(making("a unix socket"))?,
-                };
-                (socket, address, guard)
+                let ours = self.listener(accepted.kind, &accepted.name, other_credentials)?;
+                self.listeners[ours].socket.as_fd()
             }
         };
-        self.connect(&client, accepted.credentials, &address)?;
-        let accepted_end = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC)
-            .map_err(making("a connection of unix sockets"))?;
-        drop(listener);
-        if let Some(guard) = guard {
-            guard.end(self.restore)?;
-        }
-        Ok((accepted_end, client))
+        let listener = listener.try_clone_to_owned().map_err(failed())?;
+        let way = Way::to(listener.as_fd()).map_err(failed())?;
+        self.connect(&client, accepted.credentials, &way)?;
+        let accepted_end = rustix::net::accept_with(&listener, SocketFlags::CLOEXEC).map_err(io::Error::from);
+        Ok((accepted_end.map_err(failed())?, client))
     }
 
-    /// A listener of the wanted state with this name.
-    fn listener_named(&self, name: &[u8]) -> Option<usize> {
+    /// The wanted listener that has an abstract name, which no other can have.
+    fn holder_of(&self, name: &[u8]) -> Option<usize> {
         (0..self.restore.wanted.descriptions.len()).find(|&w| {
-            name.len() > 2
+            is_abstract(name)
                 && (self.restore.kept[w].is_some() || self.restore.made[w].is_some())
                 && state(self.restore, w)
                     .is_some_and(|s| matches!(s.role, Role::Listening { .. }) && s.name == name)
         })
+    }
+
+    /// A listener of ours with this name, as if made by that process.
+    fn listener(&mut self, kind: i32, name: &[u8], by: Option<Identity>) -> Result<usize, Error> {
+        let is_it = |l: &Listener| (l.kind, l.name.as_slice(), l.by) == (kind, name, by);
+        if let Some(known) = self.listeners.iter().position(is_it) {
+            return Ok(known);
+        }
+        let socket = self.new_socket(kind)?;
+        match unix_name::path(name) {
+            Some(_) => unix_name::bind(self.restore, &socket, name, None)?,
+            // Nameless, but of two processes: any free abstract name will do, and is not kept by what is accepted.
+            None => bind(&socket, &(libc::AF_UNIX as u16).to_ne_bytes())
+                .map_err(making("the name of a unix socket"))?,
+        }
+        self.listen(&socket, by, 1)?;
+        self.listeners.push(Listener {
+            kind,
+            name: name.to_vec(),
+            by,
+            socket,
+        });
+        Ok(self.listeners.len() - 1)
     }
 
     fn socket_pair(&mut self, kind: i32, by: Option<Identity>) -> Result<(OwnedFd, OwnedFd), Error> {
@@ -418,18 +285,22 @@ impl<'r> Maker<'_, 'r> {
         .map(drop)
     }
 
-    fn connect(&mut self, socket: &OwnedFd, by: Option<Identity>, address: &[u8]) -> Result<(), Error> {
-        let (live, root) = (self.restore.live, self.restore.environment.root);
+    fn connect(&mut self, socket: &OwnedFd, by: Option<Identity>, way: &Way) -> Result<(), Error> {
         let Some(process) = self.process(by) else {
-            return room::inside(live, Some(root), || connect(socket, address))
-                .map_err(making("a connection of unix sockets"));
+            return connect(socket, &way.address()).map_err(making("a connection of unix sockets"));
         };
-        borrow::with_object(process, socket.as_fd(), None, |process, fd| {
+        let call = |process: &mut Process, fd, address: &[u8]| {
             borrow::call(process, "connect a unix socket", |batch| {
                 let bytes = batch.input(address);
                 let len = number(address.len() as i32);
                 batch.call(libc::SYS_connect, &[number(fd), bytes.into(), len])
             })
+        };
+        borrow::with_object(process, socket.as_fd(), None, |process, fd| match way {
+            Way::Name(name) => call(process, fd, name),
+            Way::File(file) => borrow::with_object(process, file.as_fd(), None, |process, at| {
+                call(process, fd, &unix_name::address_of(at))
+            }),
         })
         .map(drop)
     }
@@ -443,7 +314,7 @@ impl<'r> Maker<'_, 'r> {
         if !new.contains(&wanted) {
             return Ok(());
         }
-        let address = unix_name::reachable(self.restore, wanted, state)?;
+        let way = self.way(wanted)?;
         for client in waiting {
             let socket = self.new_socket(state.kind)?;
             // Never wait: with as many as before there is room.
@@ -451,19 +322,19 @@ impl<'r> Maker<'_, 'r> {
             rustix::fs::fcntl_setfl(&socket, flags).map_err(making("a unix socket"))?;
             let Some(client) = *client else {
                 // Its owner is gone; the listener still accepts it, and finds it closed.
-                self.connect(&socket, None, &address)?;
+                self.connect(&socket, None, &way)?;
                 continue;
             };
             let client = client as usize;
             let of_client = self.state(client)?;
             if of_client.role == (Role::Waiting { unseen: true }) {
                 let (end, _closed) = self.socket_pair(state.kind, of_client.credentials)?;
-                self.connect(&socket, None, &address)?;
+                self.connect(&socket, None, &way)?;
                 self.restore.made[client] = Some(end);
                 continue;
             }
-            unix_name::bind(self.restore, self.now, client, of_client, &socket)?;
-            self.connect(&socket, holder(self.restore, client), &address)?;
+            unix_name::bind(self.restore, &socket, &of_client.name, None)?;
+            self.connect(&socket, holder(self.restore, client), &way)?;
             self.restore.made[client] = Some(socket);
         }
         Ok(())
@@ -511,9 +382,14 @@ impl<'r> Maker<'_, 'r> {
                 gid: first.outside(identity.gid),
             })
         });
+        let with = Attachments {
+            address: &[],
+            descriptors: &descriptors,
+            credentials,
+            end_of_record: message.end_of_record,
+        };
         if let Some(partner) = self.partners.get(&wanted) {
-            return unix_queue::put(partner.as_fd(), &[], message, &descriptors, credentials)
-                .map_err(failed());
+            return unix_queue::put(partner.as_fd(), &message.bytes, with).map_err(failed());
         }
         let is_datagram = state.kind == libc::SOCK_DGRAM;
         if let Role::Connected { peer: Some(peer) } = state.role
@@ -521,7 +397,7 @@ impl<'r> Maker<'_, 'r> {
         {
             let sender = self.restore.object(peer as usize)?;
             apply_send_buffer(sender, self.state(peer as usize)?).map_err(failed())?;
-            return unix_queue::put(sender, &[], message, &descriptors, credentials).map_err(failed());
+            return unix_queue::put(sender, &message.bytes, with).map_err(failed());
         }
         let sender = match self.socket_named(&message.sender) {
             Some(sender) => self
@@ -529,20 +405,22 @@ impl<'r> Maker<'_, 'r> {
                 .object(sender)?
                 .try_clone_to_owned()
                 .map_err(failed())?,
-            None => self.new_socket(libc::SOCK_DGRAM)?,
+            None => unix_renew::stand_in(self.restore.live, &message.sender)?,
         };
-        let address = unix_name::reachable(self.restore, wanted, state)?;
-        let root = self.restore.environment.root;
-        room::inside(self.restore.live, Some(root), || {
-            unix_queue::put(sender.as_fd(), &address, message, &descriptors, credentials)
-        })
-        .map_err(failed())
+        let way = self.way(wanted)?;
+        let address = way.address();
+        let with = Attachments {
+            address: &address,
+            ..with
+        };
+        unix_queue::put(sender.as_fd(), &message.bytes, with).map_err(failed())
     }
 
+    /// The wanted socket that has an abstract name, which no other can have; a path may be the name of many.
     fn socket_named(&self, name: &[u8]) -> Option<usize> {
         let named =
             |w: &usize| state(self.restore, *w).is_some_and(|s| s.kind == libc::SOCK_DGRAM && s.name == name);
-        (0..self.restore.wanted.descriptions.len()).find(|w| name.len() > 2 && named(w))
+        (0..self.restore.wanted.descriptions.len()).find(|w| is_abstract(name) && named(w))
     }
 
     /// Options and shutdowns, now that nothing has to be sent any more.

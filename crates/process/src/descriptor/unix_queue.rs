@@ -6,7 +6,10 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
-use deltabox_sys::socket::{Attachments, Credentials, Message, int_option, receive, send, set_int_option};
+use deltabox_sys::socket::{
+    Attachments, Credentials, Message, input_queue_bytes, int_option, receive, send, set_int_option,
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use serde::{Deserialize, Serialize};
 
 use super::live::Live;
@@ -47,76 +50,113 @@ impl Identity {
 /// The most a datagram can be: what `SO_SNDBUF` allows at most by default, several times over.
 const ROOM: usize = 1 << 20;
 
+/// A queue that was looked at.
+#[derive(Debug, Default)]
+pub(super) struct Looked {
+    pub messages: Vec<Message>,
+    /// An empty datagram is there. One that has been looked at is passed over the next time, so that there may be more
+    /// of them than are seen, and the one seen will not be again.
+    pub is_hidden: bool,
+}
+
 /// Reads the queue without taking anything out.
-pub(super) fn peek(socket: BorrowedFd<'_>) -> io::Result<Vec<Message>> {
-    // Nothing there is the rule; it takes one call to know.
-    if receive(socket, 0, true)?.is_none() {
-        return Ok(Vec::new());
-    }
+pub(super) fn peek(socket: BorrowedFd<'_>) -> io::Result<Looked> {
     let offset = int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-    let credentials = int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED)?;
-    set_int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED, 1)?;
-    let found = set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0).and_then(|()| read_on(socket));
-    set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
-    set_int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED, credentials)?;
+    if offset >= 0 {
+        set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1)?;
+    }
+    let found = match first(socket) {
+        // Nothing there is the rule; it takes little to know.
+        Ok(None) => Ok(Looked::default()),
+        Ok(Some(first)) => read_all(socket, &first, offset >= 0),
+        Err(e) => Err(e),
+    };
+    if offset >= 0 {
+        set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
+    }
     found
 }
 
-fn read_on(socket: BorrowedFd<'_>) -> io::Result<Vec<Message>> {
+/// The first message without its content.
+fn first(socket: BorrowedFd<'_>) -> io::Result<Option<Message>> {
+    match receive(socket, 0, true) {
+        // A stream or a packet socket that was never connected.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOTCONN)) => Ok(None),
+        other => other,
+    }
+}
+
+fn read_all(socket: BorrowedFd<'_>, first: &Message, has_offset: bool) -> io::Result<Looked> {
     let kind = int_option(socket, libc::SOL_SOCKET, libc::SO_TYPE)?;
-    let mut found = Vec::new();
+    if kind != libc::SOCK_STREAM && !first.truncated && !is_end(socket, kind, 0)? {
+        return Ok(Looked {
+            messages: Vec::new(),
+            is_hidden: true,
+        });
+    }
+    let credentials = int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED)?;
+    set_int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED, 1)?;
+    let found =
+        set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0).and_then(|()| read_on(socket, kind));
+    set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1)?;
+    set_int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED, credentials)?;
+    let mut found = found?;
+    // Where the program looks at offsets itself, it may have made empty ones disappear.
+    found.is_hidden |= has_offset && kind != libc::SOCK_STREAM;
+    Ok(found)
+}
+
+fn read_on(socket: BorrowedFd<'_>, kind: i32) -> io::Result<Looked> {
+    let mut found = Looked::default();
+    let mut bytes = 0;
     while let Some(message) = receive(socket, ROOM, true)? {
-        // The end of a stream reads as nothing; an empty datagram is one.
-        if message.bytes.is_empty() && message.descriptors.is_empty() && kind == libc::SOCK_STREAM {
-            break;
-        }
-        if kind == libc::SOCK_SEQPACKET && is_end(&message) {
+        let is_empty = message.bytes.is_empty() && message.descriptors.is_empty();
+        if is_empty && is_end(socket, kind, bytes)? {
             break;
         }
         if message.truncated {
             return Err(io::Error::other("a message of more than a megabyte is queued"));
         }
-        let endless = message.bytes.is_empty() && kind != libc::SOCK_STREAM;
-        found.push(message);
-        // An empty datagram does not move the offset; what is behind one cannot be looked at.
-        if endless {
-            break;
-        }
+        bytes += message.bytes.len() as u32;
+        found.is_hidden |= message.bytes.is_empty() && kind != libc::SOCK_STREAM;
+        found.messages.push(message);
     }
     Ok(found)
 }
 
-fn is_end(message: &Message) -> bool {
-    message.bytes.is_empty()
-        && message.descriptors.is_empty()
-        && message.credentials.is_none_or(|c| c.pid == 0)
+/// Does nothing mean the end, rather than an empty message? `bytes`: how many have been seen.
+fn is_end(socket: BorrowedFd<'_>, kind: i32, bytes: u32) -> io::Result<bool> {
+    Ok(match kind {
+        libc::SOCK_STREAM => true,
+        libc::SOCK_SEQPACKET => is_hung_up(socket)? && input_queue_bytes(socket)? == bytes,
+        _ => false,
+    })
+}
+
+/// Nothing will be received any more.
+fn is_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    poll(&mut asked, Some(&Timespec::default()))?;
+    Ok(asked[0].revents().contains(PollFlags::RDHUP))
 }
 
 /// Takes everything out.
-pub(super) fn drain(socket: BorrowedFd<'_>) -> io::Result<()> {
+pub(super) fn drain(socket: BorrowedFd<'_>) -> io::Result<Vec<Message>> {
+    let kind = int_option(socket, libc::SOL_SOCKET, libc::SO_TYPE)?;
+    let mut found = Vec::new();
     while let Some(message) = receive(socket, ROOM, false)? {
-        if message.bytes.is_empty() && message.descriptors.is_empty() {
+        let is_empty = message.bytes.is_empty() && message.descriptors.is_empty();
+        if is_empty && is_end(socket, kind, 0)? {
             break;
         }
+        found.push(message);
     }
-    Ok(())
+    Ok(found)
 }
 
-/// Sends one message as it was sent the first time. `address` is where to, for a sender that is not connected.
-pub(super) fn put(
-    sender: BorrowedFd<'_>,
-    address: &[u8],
-    message: &Queued,
-    descriptors: &[BorrowedFd<'_>],
-    credentials: Option<Credentials>,
-) -> io::Result<()> {
-    let mut with = Attachments {
-        address,
-        descriptors,
-        credentials,
-        end_of_record: message.end_of_record,
-    };
-    let mut rest = message.bytes.as_slice();
+/// Sends one message as it was sent the first time.
+pub(super) fn put(sender: BorrowedFd<'_>, bytes: &[u8], mut with: Attachments<'_>) -> io::Result<()> {
+    let mut rest = bytes;
     loop {
         let sent = match send(sender, rest, with) {
             // The process that sent it is gone.
