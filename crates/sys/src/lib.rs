@@ -19,3 +19,4 @@ pub mod shared;
 pub mod slots;
 pub mod socket;
 pub mod uffd;
+pub mod vmas;
