@@ -78,6 +78,7 @@ impl<H: Host> Engine<H> {
     /// An engine that knows nothing yet. `store` may be shared with other engines; `contents` keeps what deleted files
     /// and memfds hold.
     pub fn new(host: H, store: PageStore, contents: Box<dyn Contents + Send>) -> Engine<H> {
+        maps::prepare();
         Engine {
             host,
             store,

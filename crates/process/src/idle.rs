@@ -161,6 +161,7 @@ mod tests {
             protection: 3,
             kind,
             label: String::new(),
+            flags: 0,
         }
     }
 

@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
+
+use deltabox_sys::vmas::flag;
+
+use rustix::io::Errno;
 
 use crate::error::TraceError;
 use crate::ids::Addr;
@@ -30,7 +34,8 @@ pub struct Sources<'a> {
 }
 
 impl Sources<'_> {
-    fn normalize(&self, vmas: Vec<Vma>) -> Vec<Vma> {
+    /// The mappings with their files named as in an image.
+    pub fn normalize(&self, vmas: Vec<Vma>) -> Vec<Vma> {
         self.shared.normalize(self.roots.normalize(vmas))
     }
 }
@@ -229,7 +234,14 @@ fn apply_layout(
                 remapped.push((vma.start, vma.end));
                 let step = map(process, &mut batch, vma, sources, &mut files)?;
                 steps.push(step);
+                advise(&mut batch, (vma.start, vma.end), 0, vma.flags, &mut steps);
             }
+            Change::Advise {
+                start,
+                end,
+                now,
+                wanted,
+            } => advise(&mut batch, (*start, *end), *now, *wanted, &mut steps),
             Change::Protect {
                 start,
                 end,
@@ -291,6 +303,38 @@ fn apply_layout(
     Ok(())
 }
 
+/// Gives the advice that turns the flags `now` into `wanted`.
+fn advise(batch: &mut Batch, range: (u64, u64), now: u16, wanted: u16, steps: &mut Vec<Step>) {
+    /// Flag, advice that sets it, advice that clears it.
+    const PAIRS: [(u16, i32, i32); 4] = [
+        (flag::DONT_FORK, libc::MADV_DONTFORK, libc::MADV_DOFORK),
+        (flag::WIPE_ON_FORK, libc::MADV_WIPEONFORK, libc::MADV_KEEPONFORK),
+        (flag::DONT_DUMP, libc::MADV_DONTDUMP, libc::MADV_DODUMP),
+        (flag::MERGEABLE, libc::MADV_MERGEABLE, libc::MADV_UNMERGEABLE),
+    ];
+    /// The same where one flag clears the other.
+    const SETS: [(u16, i32); 4] = [
+        (flag::HUGE_PAGE, libc::MADV_HUGEPAGE),
+        (flag::NO_HUGE_PAGE, libc::MADV_NOHUGEPAGE),
+        (flag::SEQUENTIAL, libc::MADV_SEQUENTIAL),
+        (flag::RANDOM, libc::MADV_RANDOM),
+    ];
+    const ORDER: u16 = flag::SEQUENTIAL | flag::RANDOM;
+    let differs = now ^ wanted;
+    let pairs = PAIRS.into_iter().filter(|(flag, _, _)| differs & flag != 0);
+    let pairs = pairs.map(|(flag, set, clear)| if wanted & flag != 0 { set } else { clear });
+    let sets = SETS.into_iter().filter(|(flag, _)| differs & wanted & flag != 0);
+    let normal = (differs & ORDER != 0 && wanted & ORDER == 0).then_some(libc::MADV_NORMAL);
+    for advice in pairs.chain(sets.map(|(_, set)| set)).chain(normal) {
+        let args = [range.0.into(), (range.1 - range.0).into(), advice.into()];
+        steps.push(Step {
+            call: batch.call(libc::SYS_madvise, &args),
+            what: "advise about",
+            range,
+        });
+    }
+}
+
 fn map(
     process: &mut Process,
     batch: &mut Batch,
@@ -301,7 +345,7 @@ fn map(
     let range = (vma.start, vma.end);
     let (flags, fd, offset): (i32, Arg, u64) = match &vma.kind {
         Kind::Anonymous => {
-            let grows = if vma.label == "[stack]" {
+            let grows = if vma.has(flag::GROWS_DOWN) {
                 libc::MAP_GROWSDOWN
             } else {
                 0
@@ -315,7 +359,15 @@ fn map(
         ),
         Kind::Shared(backing) => (
             libc::MAP_SHARED,
-            open_inside(process, backing, true, range, sources, files)?.into(),
+            open_inside(
+                process,
+                backing,
+                !vma.has(flag::NEVER_WRITABLE),
+                range,
+                sources,
+                files,
+            )?
+            .into(),
             backing.offset,
         ),
         Kind::Kernel(name) => {
@@ -342,7 +394,8 @@ fn map(
     })
 }
 
-/// Opens the file behind a mapping inside of the process.
+/// Opens the file behind a mapping inside of the process. Opened for writing, a shared mapping of it can be made
+/// writable, so it is opened for exactly what it was: the program would see the difference.
 fn open_inside(
     process: &mut Process,
     backing: &Backing,
@@ -357,38 +410,43 @@ fn open_inside(
     if let Some((_, _, fd)) = files.iter().find(|(other, mode, _)| same(other, *mode)) {
         return Ok(*fd);
     }
+    let (start, end) = range;
+    let failed = |pid, errno| RestoreError::Mapping {
+        pid,
+        what: "open the file of",
+        start,
+        end,
+        errno,
+    };
     if let Some(file) = sources.files.get(&(backing.device, backing.inode)) {
-        let fd = pass(process, file.as_fd())?;
+        let fd = if write {
+            pass(process, file.as_fd())?
+        } else {
+            let for_reading = File::open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            let for_reading = for_reading.map_err(|error| {
+                let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                failed(process.inside(), errno)
+            })?;
+            pass(process, for_reading.as_fd())?
+        };
         files.push((backing.clone(), write, fd));
         return Ok(fd);
     }
     let mut batch = Batch::new();
     let path = batch.input_str(backing.path.as_bytes());
-    // A shared mapping that is only read now may be made writable later, if its file was opened for that.
-    let wanted = if write { libc::O_RDWR } else { libc::O_RDONLY };
-    let calls = [wanted, libc::O_RDONLY].map(|mode| {
-        batch.call(
-            libc::SYS_openat,
-            &[
-                libc::AT_FDCWD.into(),
-                path.into(),
-                (mode | libc::O_CLOEXEC).into(),
-            ],
-        )
-    });
+    let mode = if write { libc::O_RDWR } else { libc::O_RDONLY };
+    let opened = batch.call(
+        libc::SYS_openat,
+        &[
+            libc::AT_FDCWD.into(),
+            path.into(),
+            (mode | libc::O_CLOEXEC).into(),
+        ],
+    );
     process.run(&mut batch)?;
-    let (start, end) = range;
-    let [first, second] = calls.map(|call| batch.result(call));
-    if let (Ok(_), Ok(spare)) = (first, second) {
-        let _ = process.call(libc::SYS_close, &[spare.into()])?;
-    }
-    let fd = first.or(second).map_err(|errno| RestoreError::Mapping {
-        pid: process.inside(),
-        what: "open the file of",
-        start,
-        end,
-        errno,
-    })?;
+    let fd = batch
+        .result(opened)
+        .map_err(|errno| failed(process.inside(), errno))?;
     files.push((backing.clone(), write, fd));
     Ok(fd)
 }

@@ -10,6 +10,7 @@ pub mod credentials;
 pub mod descriptor;
 pub mod engine;
 pub mod error;
+mod hold;
 pub mod host;
 mod idle;
 pub mod ids;

@@ -13,13 +13,14 @@ use crate::credentials::Seen;
 use crate::descriptor::{self, Environment};
 use crate::engine::{Engine, Scanned, Stopped, parent_of};
 use crate::error::TraceError;
+use crate::hold::Hold;
 use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
 use crate::image::{Identity, Image, ProcessImage, Report};
 use crate::layout::Sources;
 use crate::memory::PAGE;
 use crate::memory::maps::{self, Vma};
-use crate::memory::restore::page_changes;
+use crate::memory::restore::{is_sealed, page_changes, seals_hold};
 use crate::plan::{self, Plan, PlanError, Present};
 use crate::shared::Key;
 use crate::stop::{Process, StopError};
@@ -170,6 +171,7 @@ impl<H: Host> Stopped<'_, H> {
     fn plan(&mut self, image: &Image) -> Result<Plan, RestoreError> {
         let (init, first) = (self.engine.host.init_pid(), self.engine.host.first_id());
         let mut present = Vec::new();
+        let sealed = self.sealed_since(image)?;
         for (place, process) in self.tree.processes.iter().enumerate() {
             let wanted = image
                 .processes
@@ -180,6 +182,7 @@ impl<H: Host> Stopped<'_, H> {
                     !process.has_mixed_credentials
                         && Seen::of(process.status(), first) == wanted.task.credentials.seen
                         && task::limits_can_be_had(process.pid(), &wanted.task)?
+                        && !sealed[place]
                 }
                 None => false,
             };
@@ -194,6 +197,24 @@ impl<H: Host> Stopped<'_, H> {
         }
         let zombies = zombie::find(&self.tree)?;
         Ok(plan::plan(&present, &zombies, image)?)
+    }
+
+    /// For each process: whether it has sealed memory that would have to change.
+    fn sealed_since(&mut self, image: &Image) -> Result<Vec<bool>, RestoreError> {
+        let Engine { roots, shared, .. } = &*self.engine;
+        let mut found = Vec::with_capacity(self.tree.processes.len());
+        for process in &mut self.tree.processes {
+            let pid = process.inside();
+            let now = process.look_at_maps()?;
+            let wanted = image.processes.iter().find(|wanted| wanted.pid == pid);
+            found.push(match wanted {
+                Some(wanted) if now.iter().any(is_sealed) => {
+                    seals_hold(&shared.normalize(roots.normalize(now.to_vec())), &wanted.vmas)
+                }
+                _ => false,
+            });
+        }
+        Ok(found)
     }
 
     /// Ends and moves what has ids that others are to get again: zombies, threads, members of groups without leader.
@@ -274,12 +295,13 @@ fn restore_process<H: Host>(
     report.add("scan", start.elapsed());
 
     let start = Instant::now();
-    let sources = Sources {
-        roots: &engine.roots,
-        shared: &engine.shared,
-        files,
+    let future = match (fresh, unchanged.task) {
+        (true, _) => Some(0),
+        (false, true) => Some(wanted.task.future_locks),
+        (false, false) => None,
     };
-    let remapped = layout::restore(process, scanned.vmas, wanted, fresh, &sources)?;
+    let hold = Hold::loosen(process, &scanned.vmas, wanted, future)?;
+    let remapped = layout::restore(process, scanned.vmas, wanted, fresh, &sources(engine, files))?;
     engine.program_moved(process)?;
     let live = engine.live(process)?;
     live.tracker.register(&wanted.vmas)?;
@@ -299,6 +321,7 @@ fn restore_process<H: Host>(
     }
     live.tracker.protect(&touched)?;
     live.seen = wanted.pages.clone();
+    hold.fasten(process, wanted, &sources(engine, files))?;
     report.add("pages", start.elapsed());
 
     let start = Instant::now();
@@ -312,6 +335,14 @@ fn restore_process<H: Host>(
     report.in_place += usize::from(!fresh);
     report.add("state", start.elapsed());
     Ok(())
+}
+
+fn sources<'a, H: Host>(engine: &'a Engine<H>, files: &'a HashMap<Key, File>) -> Sources<'a> {
+    Sources {
+        roots: &engine.roots,
+        shared: &engine.shared,
+        files,
+    }
 }
 
 /// What need not be restored, because it has not changed.

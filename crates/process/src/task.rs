@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::credentials::{self, Credentials};
 use crate::error::TraceError;
+use crate::hold;
 use crate::ids::{HostPid, InsidePid};
 use crate::inject::{Arg, Batch, Buffer, CallId};
 use crate::procfs;
@@ -72,6 +73,8 @@ pub struct TaskImage {
     pub credentials: Credentials,
     /// Where things are.
     pub layout: MemoryLayout,
+    /// How memory that will be mapped is locked (`MCL_FUTURE`): bits of `deltabox_sys::vmas::flag`.
+    pub future_locks: u16,
 }
 
 /// How the answer of a `prctl` comes.
@@ -112,6 +115,7 @@ pub(crate) struct Questions {
     timers: [Buffer; 3],
     personality: CallId,
     brk: CallId,
+    future_locks: CallId,
     credentials: credentials::Questions,
     settings: Vec<(CallId, Buffer)>,
     posix: Vec<Buffer>,
@@ -138,6 +142,7 @@ pub(crate) fn ask(batch: &mut Batch, process: &Process) -> Result<Questions, Tra
     });
     let personality = batch.call(libc::SYS_personality, &[0xffff_ffffu32.into()]);
     let brk = batch.call(libc::SYS_brk, &[]);
+    let future_locks = hold::ask(batch);
     let settings = SETTINGS
         .iter()
         .map(|&(get, _, how)| {
@@ -164,6 +169,7 @@ pub(crate) fn ask(batch: &mut Batch, process: &Process) -> Result<Questions, Tra
         timers: interval_timers,
         personality,
         brk,
+        future_locks,
         credentials,
         settings,
         posix,
@@ -246,6 +252,7 @@ pub(crate) fn answers(
     let mut layout = process.stat().layout.clone();
     layout.words[5] = batch.result(asked.brk).unwrap_or(0);
     let credentials = credentials::answers(process, batch, &asked.credentials)?;
+    let future_locks = hold::future_locks(process, batch, asked.future_locks)?;
     let context = process
         .threads
         .first_mut()
@@ -274,6 +281,7 @@ pub(crate) fn answers(
         coredump_filter: coredump_filter(pid)?,
         credentials,
         layout,
+        future_locks,
     })
 }
 

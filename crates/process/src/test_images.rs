@@ -26,6 +26,7 @@ pub(crate) fn process(pid: i32, parent: i32, session: i32) -> ProcessImage {
         coredump_filter: 0,
         credentials: Credentials::default(),
         layout: MemoryLayout::default(),
+        future_locks: 0,
     };
     ProcessImage {
         identity: Identity(u64::from(pid.cast_unsigned())),

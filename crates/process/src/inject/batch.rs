@@ -30,6 +30,8 @@ pub enum Arg {
     Value(u64),
     /// The address of a buffer, plus an offset in bytes.
     Buffer(Buffer, u64),
+    /// The address of the injected memory itself, at the start of a page.
+    Injected,
 }
 
 impl From<u64> for Arg {
@@ -198,6 +200,7 @@ impl Batch {
     fn resolve(&self, arg: Arg, base: Addr) -> u64 {
         match arg {
             Arg::Value(value) => value,
+            Arg::Injected => base.0 - super::CODE_SIZE,
             Arg::Buffer(buffer, offset) => {
                 base.plus((self.data_offset() + buffer.start) as u64)
                     .plus(offset)

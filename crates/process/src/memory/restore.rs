@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use deltabox_sys::vmas::flag;
+
 use super::PAGE;
 use super::maps::{Backing, Kind, Vma};
 use super::page_store::PageRef;
@@ -19,11 +21,91 @@ pub enum Change {
     Protect { start: u64, end: u64, protection: u8 },
     /// The label of anonymous memory (`PR_SET_VMA_ANON_NAME`) differs.
     Label { start: u64, end: u64, label: String },
+    /// The advice given for it differs: bits of [`flag`] as they are, and as they have to be.
+    Advise {
+        start: u64,
+        end: u64,
+        now: u16,
+        wanted: u16,
+    },
 }
 
-/// The changes that turn `now` into `wanted`, in the order of addresses.
+/// Flags that a mapping has from the moment it is made.
+const INBORN: u16 = flag::GROWS_DOWN | flag::NEVER_WRITABLE;
+
+/// Flags that are put back last, when nothing is to be changed any more.
+const HELD: u16 = LOCKS | flag::SEALED;
+
+/// How a mapping is locked.
+pub const LOCKS: u16 = flag::LOCKED | flag::ON_FAULT;
+
+/// Advice about huge pages, which can be turned around but not taken back.
+const HUGE: u16 = flag::HUGE_PAGE | flag::NO_HUGE_PAGE;
+
+/// The changes that turn `now` into `wanted`, but for locks and seals, in the order of addresses.
 #[must_use]
 pub fn layout_changes(now: &[Vma], wanted: &[Vma]) -> Vec<Change> {
+    let mut changes = Vec::new();
+    each_piece(
+        now,
+        wanted,
+        &mut |start, end, present, target| match (present, target) {
+            (None, None) => {}
+            (Some(present), None) => {
+                if !matches!(present.kind, Kind::Kernel(_)) {
+                    push(&mut changes, Change::Unmap { start, end });
+                }
+            }
+            (None, Some(target)) => push(&mut changes, Change::Map(target)),
+            (Some(present), Some(target)) => compare(&present, target, &mut changes),
+        },
+    );
+    changes
+}
+
+/// Ranges of equal mappings that are locked or sealed otherwise, with the flags wanted.
+#[must_use]
+pub fn held_otherwise(now: &[Vma], wanted: &[Vma]) -> Vec<(u64, u64, u16)> {
+    let mut found = Vec::new();
+    each_piece(now, wanted, &mut |start, end, present, target| {
+        if let (Some(present), Some(target)) = (present, target)
+            && (present.flags ^ target.flags) & HELD != 0
+            && !matches!(present.kind, Kind::Kernel(_))
+        {
+            found.push((start, end, target.flags & HELD));
+        }
+    });
+    found
+}
+
+/// Whether a mapping would have to change that is sealed.
+#[must_use]
+pub fn seals_hold(now: &[Vma], wanted: &[Vma]) -> bool {
+    let mut hold = false;
+    each_piece(now, wanted, &mut |_, _, present, target| {
+        let Some(present) = present else { return };
+        if !is_sealed(&present) {
+            return;
+        }
+        let mut changes = Vec::new();
+        let stays = target.is_some_and(|target| {
+            let stays = is_sealed(&target);
+            compare(&present, target, &mut changes);
+            stays
+        });
+        hold |= !stays || !changes.is_empty();
+    });
+    hold
+}
+
+/// Whether a mapping of the program is sealed. Those of the kernel may always be.
+#[must_use]
+pub fn is_sealed(vma: &Vma) -> bool {
+    vma.has(flag::SEALED) && !matches!(vma.kind, Kind::Kernel(_))
+}
+
+/// Calls `visit` for each range that lies in at most one mapping of either layout, with its parts.
+fn each_piece(now: &[Vma], wanted: &[Vma], visit: &mut dyn FnMut(u64, u64, Option<Vma>, Option<Vma>)) {
     let mut borders: Vec<u64> = now
         .iter()
         .chain(wanted)
@@ -31,29 +113,14 @@ pub fn layout_changes(now: &[Vma], wanted: &[Vma]) -> Vec<Change> {
         .collect();
     borders.sort_unstable();
     borders.dedup();
-    let mut changes = Vec::new();
     let (mut have, mut want) = (now.iter().peekable(), wanted.iter().peekable());
     for pair in borders.windows(2) {
         let (start, end) = (pair[0], pair[1]);
         while have.next_if(|vma| vma.end <= start).is_some() {}
         while want.next_if(|vma| vma.end <= start).is_some() {}
-        let present = have.peek().filter(|vma| vma.start <= start);
-        let target = want.peek().filter(|vma| vma.start <= start);
-        match (present, target) {
-            (None, None) => {}
-            (Some(present), None) => {
-                if !matches!(present.kind, Kind::Kernel(_)) {
-                    push(&mut changes, Change::Unmap { start, end });
-                }
-            }
-            (None, Some(target)) => push(&mut changes, Change::Map(target.clipped(start, end))),
-            (Some(present), Some(target)) => {
-                let (present, target) = (present.clipped(start, end), target.clipped(start, end));
-                compare(&present, target, &mut changes);
-            }
-        }
+        let part = |vma: &&Vma| (vma.start <= start).then(|| vma.clipped(start, end));
+        visit(start, end, have.peek().and_then(part), want.peek().and_then(part));
     }
-    changes
 }
 
 fn compare(present: &Vma, target: Vma, changes: &mut Vec<Change>) {
@@ -72,6 +139,20 @@ fn compare(present: &Vma, target: Vma, changes: &mut Vec<Change>) {
             },
         );
     }
+    let advised = !(INBORN | HELD);
+    let (now, wanted) = (present.flags & advised, target.flags & advised);
+    if now != wanted && !matches!(target.kind, Kind::Kernel(_)) {
+        let (start, end) = (target.start, target.end);
+        push(
+            changes,
+            Change::Advise {
+                start,
+                end,
+                now,
+                wanted,
+            },
+        );
+    }
     if own_label(&present.label) != own_label(&target.label) {
         let (start, end) = (target.start, target.end);
         push(
@@ -85,15 +166,20 @@ fn compare(present: &Vma, target: Vma, changes: &mut Vec<Change>) {
     }
 }
 
-/// Whether the target's content can be had by writing pages into what is there.
+/// Whether the target can be had by changing what is there and writing pages into it.
 fn same_kind(present: &Vma, target: &Vma) -> bool {
+    if let (Kind::Kernel(one), Kind::Kernel(two)) = (&present.kind, &target.kind) {
+        return one == two;
+    }
+    let takes_back = present.flags & HUGE != 0 && target.flags & HUGE == 0;
+    if takes_back || (present.flags ^ target.flags) & INBORN != 0 {
+        return false;
+    }
     match (&present.kind, &target.kind) {
-        // The kernel lets a stack grow downwards; nothing else does.
-        (Kind::Anonymous, Kind::Anonymous) => (present.label == "[stack]") == (target.label == "[stack]"),
+        (Kind::Anonymous, Kind::Anonymous) => true,
         (Kind::PrivateFile(one), Kind::PrivateFile(two)) | (Kind::Shared(one), Kind::Shared(two)) => {
             same_file(one, two)
         }
-        (Kind::Kernel(one), Kind::Kernel(two)) => one == two,
         _ => false,
     }
 }
@@ -141,7 +227,8 @@ fn continues(last: &Vma, next: &Vma) -> bool {
         }
         _ => false,
     };
-    backing && last.end == next.start && last.protection == next.protection && last.label == next.label
+    let alike = |vma: &Vma| (vma.protection, vma.flags & !HELD);
+    backing && last.end == next.start && alike(last) == alike(next) && last.label == next.label
 }
 
 /// What has to be done to pages, once the mappings are as wanted.
@@ -228,6 +315,7 @@ mod tests {
             protection,
             kind: Kind::Anonymous,
             label: String::new(),
+            flags: 0,
         }
     }
 
@@ -244,6 +332,7 @@ mod tests {
             protection: 1,
             kind: Kind::PrivateFile(backing),
             label: String::new(),
+            flags: 0,
         }
     }
 
@@ -298,6 +387,56 @@ mod tests {
                 Change::Map(anonymous(0xe000, 0xf000, 3)),
             ]
         );
+    }
+
+    fn flagged(start: u64, end: u64, flags: u16) -> Vma {
+        Vma {
+            flags,
+            ..anonymous(start, end, 3)
+        }
+    }
+
+    #[test]
+    fn flags_are_changed_where_they_can_be() {
+        let both = flag::DONT_FORK | flag::LOCKED;
+        let now = [
+            flagged(0x1000, 0x3000, 0),
+            flagged(0x4000, 0x5000, flag::NO_HUGE_PAGE),
+            flagged(0x6000, 0x7000, flag::NO_HUGE_PAGE),
+            flagged(0x8000, 0x9000, flag::SEALED),
+        ];
+        let wanted = [
+            flagged(0x1000, 0x2000, both),
+            flagged(0x2000, 0x3000, 0),
+            flagged(0x4000, 0x5000, flag::HUGE_PAGE),
+            flagged(0x6000, 0x7000, 0),
+            flagged(0x8000, 0x9000, flag::SEALED),
+        ];
+        let advise = |start, end, now, wanted| Change::Advise {
+            start,
+            end,
+            now,
+            wanted,
+        };
+        assert_eq!(
+            layout_changes(&now, &wanted),
+            [
+                advise(0x1000, 0x2000, 0, flag::DONT_FORK),
+                advise(0x4000, 0x5000, flag::NO_HUGE_PAGE, flag::HUGE_PAGE),
+                Change::Map(flagged(0x6000, 0x7000, 0)),
+            ]
+        );
+        assert_eq!(held_otherwise(&now, &wanted), [(0x1000, 0x2000, flag::LOCKED)]);
+        assert!(!seals_hold(&now, &wanted));
+        assert!(seals_hold(&now, &wanted[..4]));
+        assert!(seals_hold(&now, &[flagged(0x8000, 0x9000, 0)]));
+        assert!(seals_hold(
+            &now,
+            &[Vma {
+                protection: 1,
+                ..now[3].clone()
+            }]
+        ));
     }
 
     #[test]

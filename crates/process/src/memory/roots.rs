@@ -74,6 +74,7 @@ mod tests {
             protection: 1,
             kind: Kind::PrivateFile(backing),
             label: String::new(),
+            flags: 0,
         }
     }
 
