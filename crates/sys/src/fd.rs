@@ -198,9 +198,7 @@ pub struct Owner {
     pub pid: i32,
 }
 
-const F_SETOWN_EX: i32 = 15;
 const F_GETOWN_EX: i32 = 16;
-const F_SETSIG: i32 = 10;
 const F_GETSIG: i32 = 11;
 
 fn fcntl(fd: BorrowedFd<'_>, command: i32, argument: libc::c_ulong) -> io::Result<i32> {
@@ -224,28 +222,12 @@ pub fn owner(fd: impl AsFd) -> io::Result<Owner> {
     Ok(value)
 }
 
-/// Sets the owner of a description.
-///
-/// # Errors
-/// `ESRCH` when there is no such process or group.
-pub fn set_owner(fd: impl AsFd, owner: Owner) -> io::Result<()> {
-    fcntl(fd.as_fd(), F_SETOWN_EX, &raw const owner as libc::c_ulong).map(drop)
-}
-
 /// The signal sent instead of SIGIO (0: SIGIO).
 ///
 /// # Errors
 /// `EBADF` for `O_PATH` descriptors.
 pub fn owner_signal(fd: impl AsFd) -> io::Result<i32> {
     fcntl(fd.as_fd(), F_GETSIG, 0)
-}
-
-/// Sets the signal sent instead of SIGIO (0: SIGIO).
-///
-/// # Errors
-/// `EINVAL` for what is no signal.
-pub fn set_owner_signal(fd: impl AsFd, signal: i32) -> io::Result<()> {
-    fcntl(fd.as_fd(), F_SETSIG, signal as libc::c_ulong).map(drop)
 }
 
 /// A byte range of a lock owned by an open file description; `len` 0 means to the end of the file.
@@ -340,17 +322,10 @@ mod tests {
     }
 
     #[test]
-    fn owners_and_signals_are_read_back() {
+    fn nobody_owns_what_is_new() {
         let (read, _write) = rustix::pipe::pipe().unwrap();
         assert_eq!(owner(&read).unwrap().pid, 0);
-        let me = Owner {
-            kind: 1,
-            pid: std::process::id() as i32,
-        };
-        set_owner(&read, me).unwrap();
-        assert_eq!(owner(&read).unwrap(), me);
-        set_owner_signal(&read, libc::SIGUSR1).unwrap();
-        assert_eq!(owner_signal(&read).unwrap(), libc::SIGUSR1);
+        assert_eq!(owner_signal(&read).unwrap(), 0);
     }
 
     #[test]

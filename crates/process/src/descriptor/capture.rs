@@ -12,7 +12,7 @@ use super::error::{Error, Refusal, reading};
 use super::external::Externals;
 use super::live::{Live, LiveDescription, LiveProcess, device, statx};
 use super::place::Place;
-use super::tables::{Description, Kind, ObjectKey, Owner, Slot, Table, Tables};
+use super::tables::{Description, Kind, ObjectKey, Slot, Table, Tables};
 use super::{
     chardev, directory, epoll, eventfd, fifo, inotify, lock, memfd, pidfd, pipe, pty, regular, signalfd,
     socket, tcp, timerfd, unix,
@@ -137,7 +137,7 @@ impl Capture<'_> {
             flags: live.flags,
             pos: live.pos,
             object: live.object,
-            owner: self.owner(position)?,
+            owner: self.live.owner(position)?,
             locks: lock::of_description(&live.info),
             kind: self.kind(position, contents)?,
         })
@@ -207,30 +207,6 @@ impl Capture<'_> {
         self.tables.pipes.push(state);
         self.pipes.insert(object, new);
         Ok(new)
-    }
-
-    /// Asked only where it can matter, since it takes a duplicate of the descriptor.
-    fn owner(&self, position: usize) -> Result<Option<Owner>, Error> {
-        let description = &self.live.descriptions[position];
-        let asynchronous = description.flags & libc::O_ASYNC as u32 != 0;
-        let path_only = description.flags & libc::O_PATH as u32 != 0;
-        if !asynchronous || path_only {
-            return Ok(None);
-        }
-        let fd = self.live.pull(position)?;
-        let (process, _) = self.live.name(position);
-        let failed = |source| Error::Read {
-            process,
-            what: "who gets the signals of a descriptor",
-            source,
-        };
-        let owner = deltabox_sys::fd::owner(fd).map_err(failed)?;
-        let signal = deltabox_sys::fd::owner_signal(fd).map_err(failed)?;
-        Ok(self.live.inside(owner.pid).map(|number| Owner {
-            kind: owner.kind,
-            number,
-            signal,
-        }))
     }
 
     fn table(&self, process: &LiveProcess) -> Result<Table, Error> {

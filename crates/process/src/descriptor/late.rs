@@ -1,4 +1,4 @@
-//! What a process has to do itself once its table is right: taking locks, and opening `/dev/tty`.
+//! What a process has to do itself once its table is right: taking locks, opening `/dev/tty`, and asking for signals.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -10,8 +10,9 @@ use super::edit::{self, Destination, Edit, Install};
 use super::error::{Error, making};
 use super::live::LiveProcess;
 use super::lock::{self, OfDescription};
+use super::matching::{ASYNC, SETTABLE};
 use super::restore::Restore;
-use super::tables::{Kind, Table};
+use super::tables::{Description, Kind, Table};
 use crate::inject::{Arg, Batch};
 use crate::stop::Process;
 
@@ -62,6 +63,17 @@ pub(super) fn posix_locks(restore: &Restore<'_>, processes: &mut [Process]) -> R
     Ok(())
 }
 
+/// The first process that has a description, and under which number.
+fn holder<'r>(restore: &Restore<'r>, wanted: usize) -> Option<(&'r Table, i32)> {
+    restore.wanted.processes.iter().find_map(|table| {
+        let slot = table
+            .slots
+            .iter()
+            .find(|slot| slot.description as usize == wanted)?;
+        Some((table, slot.fd))
+    })
+}
+
 /// Has the first holder of a description take the lock of flock(2) that belongs to it, if it has none.
 pub(super) fn flocks(restore: &Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
     for (wanted, description) in restore.wanted.descriptions.iter().enumerate() {
@@ -76,14 +88,7 @@ pub(super) fn flocks(restore: &Restore<'_>, processes: &mut [Process]) -> Result
             continue;
         };
         let mode = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-        let holder = restore.wanted.processes.iter().find_map(|table| {
-            let slot = table
-                .slots
-                .iter()
-                .find(|slot| slot.description as usize == wanted)?;
-            Some((table, slot.fd))
-        });
-        let Some((table, fd)) = holder else {
+        let Some((table, fd)) = holder(restore, wanted) else {
             lock::flock(restore.object(wanted)?, exclusive).map_err(making(restore.show(wanted)))?;
             continue;
         };
@@ -92,6 +97,56 @@ pub(super) fn flocks(restore: &Restore<'_>, processes: &mut [Process]) -> Result
         process
             .call(libc::SYS_flock, &args)?
             .map_err(|e| act(table, "take the lock of a file again", e))?;
+    }
+    Ok(())
+}
+
+/// Has a holder of each description in asynchronous mode switch that on: the descriptor it names shows in the signals
+/// (`si_fd`), and it may send them with the rights of who asked for them.
+pub(super) fn owners(restore: &Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
+    for (position, wanted) in restore.wanted.descriptions.iter().enumerate() {
+        if wanted.flags & ASYNC == 0 || matches!(wanted.kind, Kind::Path(_)) {
+            continue;
+        }
+        if let Some(live) = restore.kept[position]
+            && restore.live.descriptions[live].flags & ASYNC != 0
+            && restore.live.owner(live)? == wanted.owner
+        {
+            continue;
+        }
+        // What is only queued in a socket has no descriptor to show.
+        if let Some((table, fd)) = holder(restore, position) {
+            ask_for_signals(find(processes, table)?, table, fd, wanted)?;
+        }
+    }
+    Ok(())
+}
+
+fn ask_for_signals(process: &mut Process, table: &Table, fd: i32, wanted: &Description) -> Result<(), Error> {
+    // include/uapi/asm-generic/fcntl.h
+    const SETSIG: i32 = 10;
+    const SETOWN_EX: i32 = 15;
+    let mut batch = Batch::new();
+    let (kind, number_of, signal) = wanted.owner.map_or((0, 0, 0), |o| (o.kind, o.number.0, o.signal));
+    let owner = batch.input(&[kind.to_ne_bytes(), number_of.to_ne_bytes()].concat());
+    // It may be gone by now: then there is nobody to send signals to, now as then.
+    batch.call(libc::SYS_fcntl, &[number(fd), number(SETOWN_EX), owner.into()]);
+    let signal = batch.call(libc::SYS_fcntl, &[number(fd), number(SETSIG), number(signal)]);
+    let flags = (wanted.flags & SETTABLE).cast_signed();
+    // Off first: it may be on by another descriptor.
+    batch.call(
+        libc::SYS_fcntl,
+        &[number(fd), number(libc::F_SETFL), number(flags & !libc::O_ASYNC)],
+    );
+    let on = batch.call(
+        libc::SYS_fcntl,
+        &[number(fd), number(libc::F_SETFL), number(flags)],
+    );
+    process.run(&mut batch)?;
+    for call in [signal, on] {
+        batch
+            .result(call)
+            .map_err(|e| act(table, "ask for the signals of a descriptor again", e))?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::error::{Error, making, reading};
 use super::fdinfo::{self, Entry};
-use super::tables::ObjectKey;
+use super::tables::{ObjectKey, Owner};
 use super::unix;
 use super::unix_queue::{self, Queued};
 use crate::ids::{FirstId, InsidePid};
@@ -414,6 +414,30 @@ impl Live {
     /// The number outside of a process of the sandbox.
     pub(super) fn outside(&self, inside: InsidePid) -> Option<Pid> {
         self.process(inside).map(|p| p.pid)
+    }
+
+    /// Who gets the signals of a description. Asked only where it can matter, since it takes a duplicate of it.
+    pub(super) fn owner(&self, description: usize) -> Result<Option<Owner>, Error> {
+        let flags = self.descriptions[description].flags;
+        let asynchronous = flags & libc::O_ASYNC as u32 != 0;
+        let path_only = flags & libc::O_PATH as u32 != 0;
+        if !asynchronous || path_only {
+            return Ok(None);
+        }
+        let fd = self.pull(description)?;
+        let (process, _) = self.name(description);
+        let failed = |source| Error::Read {
+            process,
+            what: "who gets the signals of a descriptor",
+            source,
+        };
+        let owner = deltabox_sys::fd::owner(fd).map_err(failed)?;
+        let signal = deltabox_sys::fd::owner_signal(fd).map_err(failed)?;
+        Ok(self.inside(owner.pid).map(|number| Owner {
+            kind: owner.kind,
+            number,
+            signal,
+        }))
     }
 
     /// The process and descriptor to name a description by.

@@ -16,6 +16,9 @@ use super::{chardev, directory, epoll, eventfd, fifo, inotify, memfd, pidfd, pty
 pub(super) const SETTABLE: u32 =
     (libc::O_APPEND | libc::O_NONBLOCK | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME) as u32;
 
+/// Asynchronous mode is switched on by a process itself (`late`): a signal tells the descriptor that did it.
+pub(super) const ASYNC: u32 = libc::O_ASYNC as u32;
+
 /// Flags that are settled when a file is opened, and make a difference later.
 const FIXED: u32 = (libc::O_ACCMODE | libc::O_PATH | libc::O_SYNC | libc::O_DSYNC) as u32;
 

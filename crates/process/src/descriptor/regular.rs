@@ -33,6 +33,8 @@ pub struct Attributes {
     pub size: u64,
     pub mode: u32,
     pub owner: (u32, u32),
+    /// It never had a name, and `linkat` may give it one.
+    pub linkable: bool,
 }
 
 pub(super) fn capture(
@@ -60,6 +62,7 @@ pub(super) fn capture(
             live.first_id.inside(stat.st_uid),
             live.first_id.inside(stat.st_gid),
         ),
+        linkable: never_named(&place),
     };
     let read_only = description.access() == libc::O_RDONLY as u32;
     let content = keep(&place, &attributes, read_only, file, previous, contents)?;
@@ -68,6 +71,16 @@ pub(super) fn capture(
         content: Some(content),
         attributes: Some(attributes),
     })
+}
+
+/// What was made by `O_TMPFILE` goes by its inode number. That it was given a name since which was removed again, or
+/// that it was made with `O_EXCL`, does not show: such a copy can be given a name although the original could not.
+fn never_named(place: &Place) -> bool {
+    let Place::Deleted { path, object } = place else {
+        return false;
+    };
+    let name = path.rsplit(|&byte| byte == b'/').next().unwrap_or_default();
+    name == format!("#{}", object.ino).as_bytes()
 }
 
 /// Keeps the content. Times that did not move prove that nothing changed, except by a shared mapping, whose stores
@@ -129,7 +142,10 @@ fn anonymous(
     content: ContentId,
     attributes: &Attributes,
 ) -> std::io::Result<OwnedFd> {
-    let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::EXCL | OFlags::CLOEXEC;
+    let mut flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
+    if !attributes.linkable {
+        flags |= OFlags::EXCL;
+    }
     let file = rustix::fs::openat(environment.root, ".", flags, Mode::from_raw_mode(0o600))?;
     environment.contents.put_back(file.as_fd(), content)?;
     let owner = Uid::from_raw(environment.first_id.outside(attributes.owner.0));

@@ -12,7 +12,7 @@ use super::edit::{self, Destination, Edit, Install};
 use super::error::{Error, bad_state, making};
 use super::external::Externals;
 use super::live::{Live, LiveProcess, Member};
-use super::matching::{SETTABLE, matching};
+use super::matching::{ASYNC, SETTABLE, matching};
 use super::place::{Place, reopen};
 use super::tables::{Description, Kind, ObjectKey, Table, Tables};
 use super::{
@@ -104,6 +104,7 @@ pub fn restore(
     inotify::restore_all(&restore)?;
     epoll::restore_all(&restore, &epolls, processes)?;
     late::flocks(&restore, processes)?;
+    late::owners(&restore, processes)?;
     late::posix_locks(&restore, processes)?;
     let made = restore.made.iter().filter(|m| m.is_some()).count();
     Ok(Report {
@@ -319,13 +320,11 @@ impl Restore<'_> {
             seek(self.live.pull(live)?, wanted.pos).map_err(making(what()))?;
         }
         if !matches!(wanted.kind, Kind::Path(_)) && (now.flags ^ wanted.flags) & SETTABLE != 0 {
-            set_flags(self.live.pull(live)?, wanted.flags).map_err(making(what()))?;
+            let asynchronous = now.flags & wanted.flags & ASYNC;
+            set_flags(self.live.pull(live)?, wanted.flags & !ASYNC | asynchronous).map_err(making(what()))?;
         }
         if lock::of_description(&now.info) != wanted.locks {
             lock::take(self.live.pull(live)?, &wanted.locks, &what())?;
-        }
-        if wanted.owner.is_some() {
-            self.owner(self.live.pull(live)?, wanted)?;
         }
         Ok(())
     }
@@ -340,27 +339,10 @@ impl Restore<'_> {
             seek(fd, wanted.pos).map_err(making(what()))?;
         }
         if !matches!(wanted.kind, Kind::Path(_)) {
-            set_flags(fd, wanted.flags).map_err(making(what()))?;
+            set_flags(fd, wanted.flags & !ASYNC).map_err(making(what()))?;
         }
         lock::take(fd, &wanted.locks, &what())?;
-        if wanted.owner.is_some() {
-            self.owner(fd, wanted)?;
-        }
         Ok(())
-    }
-
-    fn owner(&self, fd: BorrowedFd<'_>, wanted: &Description) -> Result<(), Error> {
-        let Some(owner) = wanted.owner else { return Ok(()) };
-        // Gone since: then there is nobody to send signals to, now as then.
-        let Some(pid) = self.live.outside(owner.number) else {
-            return Ok(());
-        };
-        let raw = deltabox_sys::fd::Owner {
-            kind: owner.kind,
-            pid: pid.as_raw_nonzero().get(),
-        };
-        deltabox_sys::fd::set_owner(fd, raw).map_err(making("the owner of a descriptor"))?;
-        deltabox_sys::fd::set_owner_signal(fd, owner.signal).map_err(making("the signal of a descriptor"))
     }
 
     /// Takes a duplicate of every description that stays, but not at the descriptor it would be taken from later: once
