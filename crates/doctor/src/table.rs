@@ -316,6 +316,13 @@ static CHECKS: &[Check] = &[
         store::native,
     ),
     optional(
+        "mapping-flags",
+        "BPF iterator over mappings",
+        "each look at a process takes 10 ms longer for each gigabyte it has resident",
+        "use a kernel with CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF, and run as root",
+        memory::mapping_flags,
+    ),
+    optional(
         "huge-pages",
         "transparent huge pages on request",
         "forks of large sandboxes take up to ten times longer",

@@ -153,7 +153,7 @@ struct ProgLoad {
     name: [u8; 16],
     interface: u32,
     attach_type: u32,
-    own_types: [u64; 5],
+    own_types: [u64; 4],
     padding: u32,
     attach_to: u32,
 }
@@ -235,4 +235,17 @@ fn load(places: &btf::Places) -> io::Result<OwnedFd> {
         ..ProgLoad::default()
     };
     bpf(PROG_LOAD, &mut argument)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_are_laid_out_as_the_kernel_has_them() {
+        assert_eq!(std::mem::offset_of!(ProgLoad, attach_type), 68);
+        assert_eq!(std::mem::offset_of!(ProgLoad, attach_to), 108);
+        assert_eq!(std::mem::offset_of!(LinkCreate, info), 16);
+        assert_eq!(std::mem::offset_of!(LinkCreate, info_size), 24);
+    }
 }

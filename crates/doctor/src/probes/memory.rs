@@ -5,6 +5,7 @@ use std::path::Path;
 
 use deltabox_sys::pagemap::{self, Filter, Region, category};
 use deltabox_sys::uffd;
+use deltabox_sys::vmas;
 
 use super::{Doing, Step, all, ensure};
 use crate::report::Outcome;
@@ -100,6 +101,17 @@ pub(crate) fn pagemap_scan(_: &Path) -> Outcome {
             &format!("pages 5 and 9 were written, {pages:?} were reported"),
         )?;
         Ok("exactly the written pages were reported and protected again".into())
+    })())
+}
+
+/// The mappings of this process are told, and those that grow downwards (the stack) from others.
+pub(crate) fn mapping_flags(_: &Path) -> Outcome {
+    all((|| {
+        let reader = vmas::Reader::new().doing("load the program and learn what the flags mean")?;
+        let found = reader.read(rustix::process::getpid()).doing("read the flags")?;
+        let growing = found.iter().filter(|vma| vma.flags & vmas::flag::GROWS_DOWN != 0);
+        ensure(growing.count() == 1, "not exactly one mapping is the stack")?;
+        Ok(format!("the flags of {} mappings were read", found.len()))
     })())
 }
 
