@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::ids::{HostPid, InsidePid};
 use crate::image::{Image, Place, ProcessImage};
 use crate::inject::Batch;
-use crate::memory::capture::absorb;
+use crate::memory::capture::{absorb, forget_unmapped};
 use crate::process::Process;
 use crate::survey::SurveyError;
 use crate::task::{self, TaskImage};
@@ -73,6 +73,8 @@ impl<H: Host> Stopped<'_, H> {
         let live = engine.live(process)?;
         let Scanned { vmas, runs, .. } = &scanned;
         let taken = absorb(&live.reader, vmas, runs, &mut live.seen, &store, &mut buffer)?;
+        forget_unmapped(vmas, &mut live.seen);
+        live.delta = Some(scanned.read_ahead + taken.read);
         report.bytes_read += taken.read;
         report.bytes_stored += taken.stored;
         report.add("pages", start.elapsed());
@@ -115,7 +117,7 @@ fn state(
     disturbed: &mut usize,
 ) -> Result<(TaskImage, Vec<ThreadImage>), TraceError> {
     let known = scanned.known.as_deref();
-    let idle = idle::threads(process, known, &scanned.vmas, &scanned.runs)?;
+    let idle = idle::threads(process, known, &scanned.vmas, &scanned.written)?;
     let settled = known.filter(|known| idle::task_is_settled(process, known, &idle));
     let mut task = match settled {
         Some(known) => Some(idle::task(process, &known.task)?),

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::ahead::Ahead;
 use crate::descriptor::{self, Contents, Externals, Member};
 use crate::error::TraceError;
 use crate::host::Host;
@@ -39,6 +40,10 @@ pub(crate) struct Live {
     pub(crate) reader: Reader,
     /// The pages as they were last seen; whatever was written since is reported by the tracker.
     pub(crate) seen: PageTree,
+    /// What has been done ahead of the next stop.
+    pub(crate) ahead: Ahead,
+    /// Bytes that the last checkpoint had to read; `None` before the first.
+    pub(crate) delta: Option<u64>,
 }
 
 impl Live {
@@ -56,6 +61,10 @@ impl Live {
 pub(crate) struct Scanned {
     pub(crate) vmas: Vec<Vma>,
     pub(crate) runs: Vec<Run>,
+    /// What was written since it was last let go, which is more where memory has been copied ahead.
+    pub(crate) written: Vec<(u64, u64)>,
+    /// Bytes that have been copied ahead.
+    pub(crate) read_ahead: u64,
     /// What it was then, if that is known. The writes having been looked at, this is the only chance to compare.
     pub(crate) known: Option<Arc<ProcessImage>>,
 }
@@ -151,6 +160,8 @@ impl<H: Host> Engine<H> {
                 tracker: Tracker::new(process)?,
                 reader: Reader::new(pid)?,
                 seen: PageTree::new(),
+                ahead: Ahead::default(),
+                delta: None,
             };
             self.next_identity += 1;
             self.live.insert(pid, live);
@@ -176,8 +187,17 @@ impl<H: Host> Engine<H> {
         let vmas = maps::without(vmas, scratch);
         let live = self.live(process)?;
         let known = live.known.take();
-        let runs = live.tracker.scan(&vmas, &live.seen)?;
-        Ok(Scanned { vmas, runs, known })
+        let ahead = std::mem::take(&mut live.ahead);
+        let runs = ahead.complete(live.tracker.scan(&vmas, &live.seen)?, &vmas);
+        let read_ahead = ahead.read;
+        let written = ahead.all_written(&runs);
+        Ok(Scanned {
+            vmas,
+            runs,
+            written,
+            read_ahead,
+            known,
+        })
     }
 
     /// Notes that a process that has just been made continues the one with this identity.

@@ -14,7 +14,6 @@ use crate::ids::HostPid;
 use crate::image::ProcessImage;
 use crate::memory::PAGE;
 use crate::memory::maps::Vma;
-use crate::memory::track::Run;
 use crate::process::Process;
 use crate::procfs;
 use crate::task::{TaskImage, coredump_filter, limits, oom_score};
@@ -31,7 +30,7 @@ pub(crate) fn threads<'k>(
     process: &mut Process,
     known: Option<&'k ProcessImage>,
     vmas: &[Vma],
-    written: &[Run],
+    written: &[(u64, u64)],
 ) -> Result<Vec<Option<&'k ThreadImage>>, TraceError> {
     let memory = Memory { vmas, written };
     let mut found = Vec::with_capacity(process.threads.len());
@@ -97,7 +96,7 @@ pub(crate) fn task(process: &mut Process, was: &TaskImage) -> Result<TaskImage, 
 
 struct Memory<'a> {
     vmas: &'a [Vma],
-    written: &'a [Run],
+    written: &'a [(u64, u64)],
 }
 
 impl Memory<'_> {
@@ -109,8 +108,8 @@ impl Memory<'_> {
             .vmas
             .get(vma)
             .is_some_and(|vma| vma.start <= page && vma.is_private());
-        let run = self.written.partition_point(|run| run.end <= page);
-        let written = self.written.get(run).is_some_and(|run| run.start <= page);
+        let place = self.written.partition_point(|&(_, end)| end <= page);
+        let written = self.written.get(place).is_some_and(|&(start, _)| start <= page);
         followed && !written
     }
 }
@@ -171,12 +170,7 @@ mod tests {
             vma(0x1000, 0x5000, Kind::Anonymous),
             vma(0x5000, 0x6000, Kind::Kernel("[vvar]".to_owned())),
         ];
-        let written = [Run {
-            start: 0x2000,
-            end: 0x4000,
-            vma: 0,
-            content: true,
-        }];
+        let written = [(0x2000, 0x4000)];
         let memory = Memory {
             vmas: &vmas,
             written: &written,

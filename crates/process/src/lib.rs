@@ -4,6 +4,7 @@
 //! Architecture invariant: nothing here knows what a daemon, a layer or an image registry is. The sandbox around the
 //! processes is a [`Host`]; one OS thread owns an engine, because ptrace belongs to a thread.
 
+mod ahead;
 mod capture;
 pub mod create;
 pub mod credentials;

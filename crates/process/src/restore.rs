@@ -358,7 +358,7 @@ impl Unchanged {
         scanned: &Scanned,
     ) -> Result<Unchanged, TraceError> {
         let known = scanned.known.as_deref();
-        let idle = idle::threads(process, known, &scanned.vmas, &scanned.runs)?;
+        let idle = idle::threads(process, known, &scanned.vmas, &scanned.written)?;
         let settled = known.filter(|known| idle::task_is_settled(process, known, &idle));
         let task = match settled {
             Some(known) => idle::task(process, &known.task)? == wanted.task,

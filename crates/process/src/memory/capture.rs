@@ -106,7 +106,6 @@ pub fn absorb(
     store: &PageStore,
     buffer: &mut Vec<u8>,
 ) -> Result<Taken, TraceError> {
-    forget_unmapped(vmas, tree);
     let mut taken = Taken::default();
     let mut pending: Vec<(u64, usize, usize)> = Vec::new();
     let mut size = 0;

@@ -341,6 +341,12 @@ impl Sandbox {
         (image, report)
     }
 
+    /// As [`Sandbox::timed_checkpoint`], with memory copied before the stop.
+    pub fn checkpoint_ahead(&mut self) -> (Image, Report) {
+        self.engine.copy_ahead();
+        self.timed_checkpoint()
+    }
+
     pub fn rollback(&mut self, image: &Image) -> Report {
         let mut stopped = self.engine.stop().unwrap();
         stopped.restore(image).unwrap();

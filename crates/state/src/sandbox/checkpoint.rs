@@ -226,8 +226,20 @@ impl Live {
         if phases.time("look", || self.cell.cgroup().procs())?.is_empty() {
             return self.freeze_empty(phases);
         }
-        // Written back before the stop, so that the snapshot finds little to do.
-        phases.time("flush", || self.files.flush())?;
+        // Written back before the stop, so that the snapshot finds little to do; memory is copied meanwhile.
+        let (files, processes) = (&self.files, &mut self.processes);
+        let flushed = std::thread::scope(|scope| {
+            let flush = scope.spawn(|| {
+                let start = Instant::now();
+                (files.flush(), start.elapsed())
+            });
+            phases.time("ahead", || processes.copy_ahead());
+            flush
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        phases.add("flush (beside)", flushed.1);
+        flushed.0?;
         let execs = self.execs.keys().cloned().collect();
         let (files, stop) = (&mut self.files, Instant::now());
         let (processes, frozen, memory_bytes) = self

@@ -187,6 +187,11 @@ impl Processes {
         self.engine.externals().remove(id);
     }
 
+    /// Copies memory while the processes run, so that they have to stand still for less.
+    pub fn copy_ahead(&mut self) {
+        self.engine.copy_ahead();
+    }
+
     /// Stops all processes, captures them while `files` runs on another thread, and lets them go when both are done.
     /// On any error they run on as if nothing had been asked.
     pub fn capture<T: Send>(
