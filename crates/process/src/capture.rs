@@ -35,7 +35,10 @@ impl<H: Host> Stopped<'_, H> {
         let start = Instant::now();
         let mapped = processes.iter().zip(&self.tree.processes);
         let mapped = mapped.map(|(image, process)| (process.pid(), image.vmas.as_slice()));
-        let (shared, stored) = self.engine.shared.capture(mapped, &self.engine.store)?;
+        let Engine {
+            shared, ipc, store, ..
+        } = &mut *self.engine;
+        let (shared, stored) = shared.capture(mapped, ipc.detached(), store)?;
         self.report.bytes_stored += stored;
         self.report.add("pages", start.elapsed());
         let start = Instant::now();
@@ -43,10 +46,18 @@ impl<H: Host> Stopped<'_, H> {
         parents_first(&mut processes);
         self.report.add("state", start.elapsed());
         let start = Instant::now();
-        let Survey { descriptors } = survey;
+        let Survey {
+            descriptors,
+            ipc: mut objects,
+        } = survey;
         let Engine {
-            externals, contents, ..
+            host,
+            externals,
+            contents,
+            ipc,
+            ..
         } = &mut *self.engine;
+        ipc.capture_named(&mut objects, host.first_id())?;
         let previous: Option<&Tables> = previous.map(|image| &image.descriptors);
         let descriptors = descriptor::capture(&descriptors, externals, previous, &mut **contents)?;
         self.report.add("descriptors", start.elapsed());
@@ -54,6 +65,7 @@ impl<H: Host> Stopped<'_, H> {
             processes,
             zombies,
             shared,
+            ipc: objects,
             descriptors,
         })
     }

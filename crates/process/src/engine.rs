@@ -14,6 +14,7 @@ use crate::error::TraceError;
 use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
 use crate::image::{Identity, ProcessImage, Report};
+use crate::ipc::{self, Ipc};
 use crate::memory::capture::Reader;
 use crate::memory::maps::{self, Vma};
 use crate::memory::page_store::PageStore;
@@ -78,6 +79,7 @@ pub struct Engine<H: Host> {
     pub(crate) contents: Box<dyn Contents + Send>,
     pub(crate) roots: Roots,
     pub(crate) shared: SharedMemory,
+    pub(crate) ipc: Ipc,
     /// Room for pages on their way into the store.
     pub(crate) buffer: Vec<u8>,
     next_identity: u64,
@@ -96,6 +98,7 @@ impl<H: Host> Engine<H> {
             contents,
             roots: Roots::default(),
             shared: SharedMemory::default(),
+            ipc: Ipc::default(),
             buffer: Vec::new(),
             next_identity: 1,
         }
@@ -228,6 +231,7 @@ impl<H: Host> Engine<H> {
 /// What [`Stopped::survey`] found.
 pub struct Survey {
     pub(crate) descriptors: descriptor::Live,
+    pub(crate) ipc: ipc::State,
 }
 
 /// A sandbox that stands still.
@@ -259,6 +263,8 @@ impl<H: Host> Stopped<'_, H> {
     pub fn survey(&mut self) -> Result<Survey, SurveyError> {
         let start = Instant::now();
         let mut refusals = survey::refusals(&mut self.tree)?;
+        let Engine { host, ipc, .. } = &mut *self.engine;
+        let ipc = ipc.survey(host.init_pid(), host.first_id(), &mut self.tree, &mut refusals)?;
         let members: Vec<Member> = self.tree.processes.iter().map(Member::of).collect();
         let found = descriptor::survey(
             &members,
@@ -268,7 +274,7 @@ impl<H: Host> Stopped<'_, H> {
         );
         self.report.add("survey", start.elapsed());
         match found {
-            Ok(descriptors) if refusals.is_empty() => Ok(Survey { descriptors }),
+            Ok(descriptors) if refusals.is_empty() => Ok(Survey { descriptors, ipc }),
             Ok(_) => Err(SurveyError::Refused(refusals)),
             Err(descriptor::Error::Refused(others)) => {
                 refusals.extend(others.into_iter().map(|other| self.named(other)));

@@ -52,6 +52,9 @@ pub enum TraceError {
         file: String,
         source: io::Error,
     },
+    /// Something was not done to the sandbox's IPC objects.
+    #[error("cannot {what}: {source}")]
+    Ipc { what: String, source: io::Error },
     /// The process has no executable `syscall` instruction.
     #[error("process {pid} has no system call instruction to run injected calls with")]
     NoInstruction { pid: HostPid },

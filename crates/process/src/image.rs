@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::descriptor::Tables;
 use crate::ids::InsidePid;
+use crate::ipc;
 use crate::memory::maps::Vma;
 use crate::memory::page_tree::PageTree;
 use crate::shared::SharedImage;
@@ -91,6 +92,8 @@ pub struct Image {
     pub zombies: Vec<ZombieImage>,
     /// Memory that processes share.
     pub shared: Vec<SharedImage>,
+    /// IPC objects.
+    pub ipc: ipc::State,
     /// Open files and everything else behind descriptors.
     pub descriptors: Tables,
 }

@@ -12,12 +12,14 @@ use crate::error::TraceError;
 use crate::ids::Addr;
 use crate::image::ProcessImage;
 use crate::inject::{self, Arg, Batch, pass};
+use crate::ipc::{self, Attachment};
 use crate::memory::PAGE;
 use crate::memory::maps::{self, Backing, Kind, Vma};
 use crate::memory::restore::{Change, layout_changes};
 use crate::memory::roots::Roots;
+use crate::procfs;
 use crate::restore::RestoreError;
-use crate::shared::{Key, SharedMemory};
+use crate::shared::{self, Key, SharedMemory};
 use crate::stop::Process;
 
 /// How often the mappings are compared again after having been changed: `brk` and stacks bring their own rules.
@@ -232,6 +234,9 @@ fn apply_layout(
             Change::Unmap { .. } => {}
             Change::Map(vma) => {
                 remapped.push((vma.start, vma.end));
+                if ipc::segment_of(vma).is_some() {
+                    continue;
+                }
                 let step = map(process, &mut batch, vma, sources, &mut files)?;
                 steps.push(step);
                 advise(&mut batch, (vma.start, vma.end), 0, vma.flags, &mut steps);
@@ -299,6 +304,31 @@ fn apply_layout(
                 errno,
             });
         }
+    }
+    attach_segments(process, changes, wanted, sources)
+}
+
+/// Maps what has to count as attached.
+fn attach_segments(
+    process: &mut Process,
+    changes: &[Change],
+    wanted: &ProcessImage,
+    sources: &Sources<'_>,
+) -> Result<(), RestoreError> {
+    let mut made: Vec<Attachment<'_>> = Vec::new();
+    for change in changes {
+        let Change::Map(vma) = change else { continue };
+        if made.iter().any(|attachment| attachment.is_of(vma)) {
+            continue;
+        }
+        let Some(attachment) = Attachment::around(vma, &wanted.vmas) else {
+            continue;
+        };
+        let file = shared::key_of(vma).and_then(|key| sources.files.get(&key));
+        let metadata = file.map(File::metadata).transpose();
+        let size = metadata.map_err(|source| procfs::failed(process.pid(), "map_files", source))?;
+        attachment.make(process, size.map_or(0, |it| it.len()), &wanted.vmas)?;
+        made.push(attachment);
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ pub mod ids;
 pub mod image;
 pub mod inject;
 pub mod interrupted;
+pub mod ipc;
 pub mod layout;
 pub mod memory;
 pub mod plan;

@@ -105,12 +105,15 @@ impl<H: Host> Stopped<'_, H> {
             host,
             externals,
             contents,
+            ipc,
             ..
         } = &mut *self.engine;
+        ipc.restore(host.first_id(), &mut self.tree, image)?;
         let environment = Environment {
             root: host.root(),
             first_id: host.first_id(),
             network: Some(host.net_namespace()),
+            ipc: ipc.namespace(),
             externals,
             contents: &**contents,
         };
@@ -156,7 +159,14 @@ impl<H: Host> Stopped<'_, H> {
 
     /// Puts the content of shared memory back, before anybody is made to map it.
     fn restore_shared(&mut self, image: &Image) -> Result<HashMap<Key, File>, RestoreError> {
-        let Engine { roots, shared, .. } = &mut *self.engine;
+        let Engine {
+            host,
+            roots,
+            shared,
+            ipc,
+            ..
+        } = &mut *self.engine;
+        let files = ipc.restore_segments(host.init_pid(), host.first_id(), &mut self.tree, image)?;
         let mut mapped = Vec::new();
         if !image.shared.is_empty() {
             for process in &self.tree.processes {
@@ -165,7 +175,7 @@ impl<H: Host> Stopped<'_, H> {
             }
         }
         let mapped = mapped.iter().map(|(pid, vmas)| (*pid, vmas.as_slice()));
-        Ok(shared.restore(mapped, &image.shared)?)
+        Ok(shared.restore(mapped, files, &image.shared)?)
     }
 
     fn plan(&mut self, image: &Image) -> Result<Plan, RestoreError> {

@@ -11,6 +11,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::OnceLock;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, memfd_create, seek};
 use rustix::io::Errno;
@@ -47,6 +48,34 @@ pub fn is_memory(backing: &Backing) -> bool {
     backing.path.ends_with(" (deleted)") || backing.path.starts_with("/memfd:")
 }
 
+/// What mappings of System V segments are noted with in place of their device, on which inode numbers, the ids of
+/// segments, are given out to other files as well.
+pub const SEGMENTS: (u32, u32) = (u32::MAX, 0);
+
+/// Whether a mapping, as the kernel tells it, goes by the name of a System V segment.
+#[must_use]
+pub fn is_named_like_segment(vma: &Vma) -> bool {
+    let Kind::Shared(backing) = &vma.kind else {
+        return false;
+    };
+    let name = backing.path.strip_prefix("/SYSV");
+    name.and_then(|name| name.strip_suffix(" (deleted)"))
+        .is_some_and(|key| key.len() == 8)
+}
+
+/// Whether it is one: segments, memfds and anonymous shared memory are on a filesystem that nothing else is on.
+#[must_use]
+pub fn is_segment(vma: &Vma) -> bool {
+    static DEVICE: OnceLock<Option<(u32, u32)>> = OnceLock::new();
+    let device = || memfd("device").and_then(|file| device_of(&file)).ok();
+    is_named_like_segment(vma) && key_of(vma).map(|key| key.0) == *DEVICE.get_or_init(device)
+}
+
+fn device_of(file: &File) -> io::Result<(u32, u32)> {
+    let device = file.metadata()?.dev();
+    Ok((rustix::fs::major(device), rustix::fs::minor(device)))
+}
+
 /// What is behind a mapping, and how the kernel names it, if its content has to be kept here.
 fn object_of(vma: &Vma) -> Option<(Key, &str)> {
     match &vma.kind {
@@ -57,7 +86,9 @@ fn object_of(vma: &Vma) -> Option<(Key, &str)> {
     }
 }
 
-fn key_of(vma: &Vma) -> Option<Key> {
+/// The object behind a mapping, if its content has to be kept here.
+#[must_use]
+pub fn key_of(vma: &Vma) -> Option<Key> {
     object_of(vma).map(|(key, _)| key)
 }
 
@@ -74,10 +105,13 @@ impl SharedMemory {
     /// Names objects by what they stand for.
     #[must_use]
     pub fn normalize(&self, mut vmas: Vec<Vma>) -> Vec<Vma> {
-        if self.aliases.is_empty() {
-            return vmas;
-        }
         for vma in &mut vmas {
+            if is_segment(vma)
+                && let Kind::Shared(backing) = &mut vma.kind
+            {
+                backing.device = SEGMENTS;
+                continue;
+            }
             let Some(original) = key_of(vma).and_then(|key| self.aliases.get(&key)) else {
                 continue;
             };
@@ -88,10 +122,11 @@ impl SharedMemory {
         vmas
     }
 
-    /// Captures all objects that the processes map.
+    /// Captures all objects that the processes map, and those in `others`.
     pub fn capture<'a>(
         &mut self,
         processes: impl Iterator<Item = (HostPid, &'a [Vma])> + Clone,
+        others: impl Iterator<Item = (Key, &'a File)>,
         store: &PageStore,
     ) -> Result<(Vec<SharedImage>, u64), TraceError> {
         let shared: HashSet<Key> = processes
@@ -130,18 +165,31 @@ impl SharedMemory {
                 });
             }
         }
+        for (key, file) in others {
+            let before = self.seen.remove(&key).unwrap_or_default();
+            let size = file.metadata().map_err(failed)?.size();
+            let pages = read_pages(file, &before, store, &mut stored).map_err(failed)?;
+            self.seen.insert(key, pages.clone());
+            let name = "/SYSV".to_owned();
+            images.push(SharedImage {
+                key,
+                name,
+                size,
+                pages,
+            });
+        }
         self.seen
             .retain(|key, _| images.iter().any(|image| image.key == *key));
         Ok((images, stored))
     }
 
-    /// Makes the objects what they were. Returns an open file for each, for processes that have to map it again.
+    /// Makes the objects what they were; of some there are `files` already. Returns an open file for each, for processes that have to map it again.
     pub fn restore<'a>(
         &mut self,
         processes: impl Iterator<Item = (HostPid, &'a [Vma])>,
+        mut files: HashMap<Key, File>,
         images: &[SharedImage],
     ) -> Result<HashMap<Key, File>, TraceError> {
-        let mut files: HashMap<Key, File> = HashMap::new();
         for (pid, vmas) in processes {
             for vma in vmas {
                 let Some(key) = key_of(vma) else { continue };
@@ -152,24 +200,13 @@ impl SharedMemory {
             }
         }
         for image in images {
-            let failed = |source: io::Error| {
-                let pid = HostPid::from(rustix::process::getpid());
-                TraceError::Proc {
-                    pid,
-                    file: "shared memory".to_owned(),
-                    source,
-                }
-            };
             let file = match files.entry(image.key) {
                 Entry::Occupied(there) => there.into_mut(),
                 Entry::Vacant(missing) => {
                     let file = make(image).map_err(failed)?;
-                    let metadata = file.metadata().map_err(failed)?;
-                    let device = (
-                        rustix::fs::major(metadata.dev()),
-                        rustix::fs::minor(metadata.dev()),
-                    );
-                    self.aliases.insert((device, metadata.ino()), image.key);
+                    let device = device_of(&file).map_err(failed)?;
+                    let inode = file.metadata().map_err(failed)?.ino();
+                    self.aliases.insert((device, inode), image.key);
                     missing.insert(file)
                 }
             };
@@ -180,12 +217,23 @@ impl SharedMemory {
     }
 }
 
+fn failed(source: io::Error) -> TraceError {
+    TraceError::Ipc {
+        what: "work with shared memory".to_owned(),
+        source,
+    }
+}
+
 fn make(image: &SharedImage) -> io::Result<File> {
     let name = image.name.strip_suffix(" (deleted)").unwrap_or(&image.name);
     if name == "/dev/zero" {
         return deltabox_sys::shared::anonymous(image.size as usize);
     }
     let name = name.strip_prefix("/memfd:").unwrap_or("shared");
+    memfd(name)
+}
+
+fn memfd(name: &str) -> io::Result<File> {
     Ok(File::from(memfd_create(name, MemfdFlags::CLOEXEC)?))
 }
 

@@ -14,8 +14,8 @@ use super::live::{Live, LiveDescription, LiveProcess, device, statx};
 use super::place::Place;
 use super::tables::{Description, Kind, ObjectKey, Slot, Table, Tables};
 use super::{
-    chardev, directory, epoll, eventfd, fifo, inotify, lock, memfd, pidfd, pipe, pty, regular, signalfd,
-    socket, tcp, timerfd, unix,
+    chardev, directory, epoll, eventfd, fifo, inotify, lock, memfd, mqueue, pidfd, pipe, pty, regular,
+    signalfd, socket, tcp, timerfd, unix,
 };
 
 /// Finds everything that cannot be carried. Nothing is changed.
@@ -70,6 +70,7 @@ fn refuse(live: &Live, position: usize, description: &LiveDescription) -> Result
             return Ok(Some((what, why.into(), remedy.into())));
         }
         Class::Memfd => memfd::survey(live, position)?,
+        Class::Mqueue => mqueue::survey(live, position)?,
         Class::PtyMaster | Class::PtySlave => pty::survey(live, position)?,
         Class::Socket => socket::survey(live, position)?,
         Class::Inotify => inotify::survey(live, position)?,
@@ -177,6 +178,7 @@ impl Capture<'_> {
             Class::Inotify => Kind::Inotify(inotify::capture(live, position)?),
             Class::Pidfd => Kind::Pidfd(pidfd::capture(description)?),
             Class::Memfd => Kind::Memfd(memfd::capture(live, position, self.previous, contents)?),
+            Class::Mqueue => Kind::Mqueue(mqueue::capture(live, position)?),
             Class::Socket => socket::capture(self, position)?,
             Class::Other => return Err(Error::Refused(refusals(live, self.externals)?)),
         })

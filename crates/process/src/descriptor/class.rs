@@ -23,6 +23,8 @@ pub(super) enum Class {
     Inotify,
     Pidfd,
     Memfd,
+    /// A POSIX message queue.
+    Mqueue,
     Socket,
     /// Refused by name.
     Other,
@@ -40,6 +42,7 @@ pub(super) fn of(live: &Live, description: &LiveDescription) -> Class {
         return anonymous(name);
     }
     match description.mode & libc::S_IFMT {
+        libc::S_IFREG if description.is_queue => Class::Mqueue,
         libc::S_IFREG if link.starts_with(b"/memfd:") && is_internal(live, description) => Class::Memfd,
         libc::S_IFREG if link.starts_with(b"/") && link != b"/secretmem" => Class::Regular,
         libc::S_IFDIR => Class::Directory,

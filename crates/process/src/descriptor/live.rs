@@ -109,6 +109,8 @@ pub(super) struct LiveDescription {
     pub size: u64,
     /// Major and minor number of the device this is, if it is one.
     pub device: (u32, u32),
+    /// It is a POSIX message queue.
+    pub is_queue: bool,
     /// mtime and ctime, for "has it changed?".
     pub changed: Changed,
     /// The lines of fdinfo after `ino:`.
@@ -237,7 +239,7 @@ impl Live {
                     bucket.insert(at, new);
                     let (process, fd) = (entry.process, entry.fd);
                     let holder = &self.processes[process];
-                    let description = describe(&holder.dir, holder.number, fd, &entry)?;
+                    let description = describe(&holder.dir, holder.number, fd, &entry, self.root_mount)?;
                     self.descriptions.push(LiveDescription {
                         info: entry.info,
                         ..description
@@ -342,7 +344,7 @@ impl Live {
                 return Ok(known as u32);
             }
         }
-        let mut new = describe(&dir, number, raw, &entry)?;
+        let mut new = describe(&dir, number, raw, &entry, self.root_mount)?;
         new.holder = holder;
         new.queued = true;
         new.info = entry.info;
@@ -472,13 +474,21 @@ impl LiveDescription {
     }
 }
 
-fn describe(dir: &OwnedFd, number: InsidePid, fd: i32, entry: &Entry) -> Result<LiveDescription, Error> {
+fn describe(
+    dir: &OwnedFd,
+    number: InsidePid,
+    fd: i32,
+    entry: &Entry,
+    root_mount: u64,
+) -> Result<LiveDescription, Error> {
     let failed = |what: &'static str| move |e: Errno| reading(number, what, e);
     let path = format!("fd/{fd}");
     let link = rustix::fs::readlinkat(dir, path.as_str(), Vec::with_capacity(128))
         .map_err(failed("the name of a descriptor"))?;
     let attributes =
         statx(dir.as_fd(), &path, AtFlags::empty()).map_err(failed("the attributes of a descriptor"))?;
+    let is_queue = entry.mount != root_mount
+        && is_queue(dir, &path, &attributes, link.to_bytes()).map_err(failed("the filesystem of a file"))?;
     Ok(LiveDescription {
         holder: (entry.process, fd),
         queued: false,
@@ -494,6 +504,7 @@ fn describe(dir: &OwnedFd, number: InsidePid, fd: i32, entry: &Entry) -> Result<
         links: attributes.stx_nlink,
         size: attributes.stx_size,
         device: (attributes.stx_rdev_major, attributes.stx_rdev_minor),
+        is_queue,
         changed: Changed {
             mtime: (attributes.stx_mtime.tv_sec, attributes.stx_mtime.tv_nsec),
             ctime: (attributes.stx_ctime.tv_sec, attributes.stx_ctime.tv_nsec),
@@ -501,6 +512,18 @@ fn describe(dir: &OwnedFd, number: InsidePid, fd: i32, entry: &Entry) -> Result<
         info: String::new(),
         pulled: OnceCell::new(),
     })
+}
+
+fn is_queue(dir: &OwnedFd, path: &str, attributes: &Statx, link: &[u8]) -> Result<bool, Errno> {
+    /// `MQUEUE_MAGIC` (ipc/mqueue.c).
+    const QUEUES: u64 = 0x1980_0202;
+    let is_file = u32::from(attributes.stx_mode) & libc::S_IFMT == libc::S_IFREG;
+    // Memory is what most files of other mounts are.
+    if !is_file || !link.starts_with(b"/") || link.starts_with(b"/memfd:") {
+        return Ok(false);
+    }
+    let file = rustix::fs::openat(dir, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(rustix::fs::fstatfs(file)?.f_type as u64 == QUEUES)
 }
 
 fn compare(number: InsidePid, ask: impl FnOnce() -> std::io::Result<Ordering>) -> Result<Ordering, Error> {

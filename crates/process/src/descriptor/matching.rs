@@ -10,7 +10,9 @@ use super::class::{self, Class};
 use super::external::Externals;
 use super::live::{Live, LiveDescription};
 use super::tables::{Description, Kind, ObjectKey, Tables};
-use super::{chardev, directory, epoll, eventfd, fifo, inotify, memfd, pidfd, pty, regular, socket, timerfd};
+use super::{
+    chardev, directory, epoll, eventfd, fifo, inotify, memfd, mqueue, pidfd, pty, regular, socket, timerfd,
+};
 
 /// Status flags that `fcntl(F_SETFL)` can change.
 pub(super) const SETTABLE: u32 =
@@ -135,6 +137,11 @@ impl Matching<'_> {
             Kind::Inotify(state) => class == Class::Inotify && inotify::same(state, self.live, found),
             Kind::Pidfd(state) => class == Class::Pidfd && pidfd::same(state, description.flags, live),
             Kind::Memfd(state) => class == Class::Memfd && memfd::same(state, self.live, found),
+            Kind::Mqueue(state) => {
+                class == Class::Mqueue
+                    && live.object == description.object
+                    && mqueue::same(state, self.live, found)
+            }
             Kind::Unix(_) | Kind::Tcp(_) | Kind::Udp(_) | Kind::Netlink(_) => {
                 class == Class::Socket
                     && live.object == description.object

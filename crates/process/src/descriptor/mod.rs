@@ -27,6 +27,7 @@ mod live;
 pub mod lock;
 mod matching;
 pub mod memfd;
+pub mod mqueue;
 pub mod netlink;
 pub mod options;
 pub mod pidfd;

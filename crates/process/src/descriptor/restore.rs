@@ -16,10 +16,11 @@ use super::matching::{ASYNC, SETTABLE, matching};
 use super::place::{Place, reopen};
 use super::tables::{Description, Kind, ObjectKey, Table, Tables};
 use super::{
-    directory, epoll, eventfd, fifo, inotify, late, lock, memfd, pidfd, pipe, pty, regular, signalfd,
+    directory, epoll, eventfd, fifo, inotify, late, lock, memfd, mqueue, pidfd, pipe, pty, regular, signalfd,
 };
 use super::{socket, timerfd};
 use crate::ids::FirstId;
+use crate::ipc::Namespace;
 use crate::stop::Process;
 
 /// What restoring descriptors needs besides the processes.
@@ -30,6 +31,8 @@ pub struct Environment<'a> {
     pub first_id: FirstId,
     /// The sandbox's network namespace; when not given, that of the first process.
     pub network: Option<BorrowedFd<'a>>,
+    /// Its IPC namespace, if it has one of its own.
+    pub ipc: Option<&'a Namespace>,
     pub externals: &'a Externals,
     pub contents: &'a dyn Contents,
 }
@@ -193,9 +196,7 @@ impl Restore<'_> {
         let mut nameless: HashMap<ObjectKey, usize> = HashMap::new();
         for position in 0..self.wanted.descriptions.len() {
             let description = &self.wanted.descriptions[position];
-            let shared = matches!(&description.kind, Kind::Memfd(_))
-                || matches!(&description.kind, Kind::Regular(s) if s.content.is_some());
-            if self.kept[position].is_some() && shared {
+            if self.kept[position].is_some() && is_nameless(&description.kind) {
                 nameless.entry(description.object).or_insert(position);
             }
         }
@@ -210,9 +211,7 @@ impl Restore<'_> {
                 continue;
             }
             self.made[position] = self.make(description)?;
-            let shared = matches!(&description.kind, Kind::Memfd(_))
-                || matches!(&description.kind, Kind::Regular(s) if s.content.is_some());
-            if shared {
+            if is_nameless(&description.kind) {
                 nameless.insert(description.object, position);
             }
         }
@@ -237,6 +236,7 @@ impl Restore<'_> {
             Kind::Inotify(_) => inotify::make()?,
             Kind::Pidfd(state) => pidfd::make(state, flags, self.live)?,
             Kind::Memfd(state) => memfd::make(state, flags, contents)?,
+            Kind::Mqueue(state) => mqueue::make(state, flags, self.environment)?,
             Kind::External(id) => {
                 let end = self.environment.externals.end(*id).ok_or_else(|| {
                     bad_state(
@@ -314,6 +314,7 @@ impl Restore<'_> {
                 signalfd::restore(state, self.live.pull(live)?)?;
             }
             Kind::Memfd(state) => memfd::restore(state, self.live.pull(live)?, self.environment.contents)?,
+            Kind::Mqueue(state) => mqueue::restore(state, self.live, live)?,
             _ => {}
         }
         if seekable(&wanted.kind) && now.pos != wanted.pos {
@@ -482,6 +483,16 @@ impl Restore<'_> {
             }
             _ => place.open(self.environment.root, flags),
         }
+    }
+}
+
+/// What no other description can be opened of than by way of one that is there.
+fn is_nameless(kind: &Kind) -> bool {
+    match kind {
+        Kind::Memfd(_) => true,
+        Kind::Regular(state) => state.content.is_some(),
+        Kind::Mqueue(state) => state.nameless.is_some(),
+        _ => false,
     }
 }
 

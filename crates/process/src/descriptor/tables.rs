@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::ids::InsidePid;
 
 use super::{
-    chardev, directory, epoll, eventfd, external::ExternalId, fifo, inotify, lock, memfd, netlink, pidfd,
-    pipe, place::Place, pty, regular, signalfd, tcp, timerfd, udp, unix,
+    chardev, directory, epoll, eventfd, external::ExternalId, fifo, inotify, lock, memfd, mqueue, netlink,
+    pidfd, pipe, place::Place, pty, regular, signalfd, tcp, timerfd, udp, unix,
 };
 
 /// The descriptor tables of a sandbox at one instant.
@@ -105,6 +105,7 @@ pub enum Kind {
     Inotify(inotify::State),
     Pidfd(pidfd::State),
     Memfd(memfd::State),
+    Mqueue(mqueue::State),
     Unix(unix::State),
     Tcp(tcp::State),
     Udp(udp::State),

@@ -200,6 +200,7 @@ impl Target {
             first_id: FirstId(0),
             root: self.root.as_fd(),
             network: None,
+            ipc: None,
             externals: &self.externals,
             contents: &self.contents,
         };
