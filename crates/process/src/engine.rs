@@ -119,6 +119,11 @@ impl<H: Host> Engine<H> {
         &self.store
     }
 
+    /// Whether the sandbox has IPC objects, which it may have without any process.
+    pub fn has_ipc_objects(&mut self) -> Result<bool, TraceError> {
+        self.ipc.has_objects(self.host.init_pid())
+    }
+
     /// Stops the whole sandbox. Dropping the result lets it go on.
     pub fn stop(&mut self) -> Result<Stopped<'_, H>, StopError> {
         let start = Instant::now();

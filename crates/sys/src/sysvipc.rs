@@ -69,13 +69,13 @@ pub fn segment(id: i32) -> io::Result<SegmentStatus> {
     })
 }
 
-/// Makes a segment; gives its id.
+/// Makes a segment that nobody may use yet; gives its id.
 ///
 /// # Errors
 /// `EEXIST` when the key is taken, `EINVAL` or `ENOSPC` beyond the limits.
-pub fn make_segment(key: i32, size: u64, mode: u32) -> io::Result<i32> {
+pub fn make_segment(key: i32, size: u64) -> io::Result<i32> {
     let size = usize::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777).cast_signed();
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL;
     // SAFETY: integers only.
     check(unsafe { libc::shmget(key, size, flags) })
 }
@@ -174,12 +174,12 @@ pub fn set(id: i32) -> io::Result<SetStatus> {
     })
 }
 
-/// Makes a set, all zero; gives its id.
+/// Makes a set, all zero, that nobody may use yet; gives its id.
 ///
 /// # Errors
 /// `EEXIST` when the key is taken, `EINVAL` or `ENOSPC` beyond the limits.
-pub fn make_set(key: i32, count: u16, mode: u32) -> io::Result<i32> {
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777).cast_signed();
+pub fn make_set(key: i32, count: u16) -> io::Result<i32> {
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL;
     // SAFETY: integers only.
     check(unsafe { libc::semget(key, count.into(), flags) })
 }
@@ -291,12 +291,12 @@ pub fn queue(id: i32) -> io::Result<QueueStatus> {
     })
 }
 
-/// Makes a queue; gives its id.
+/// Makes a queue that nobody may use yet; gives its id.
 ///
 /// # Errors
 /// `EEXIST` when the key is taken, `ENOSPC` beyond the limits.
-pub fn make_queue(key: i32, mode: u32) -> io::Result<i32> {
-    let flags = libc::IPC_CREAT | libc::IPC_EXCL | (mode & 0o777).cast_signed();
+pub fn make_queue(key: i32) -> io::Result<i32> {
+    let flags = libc::IPC_CREAT | libc::IPC_EXCL;
     // SAFETY: integers only.
     check(unsafe { libc::msgget(key, flags) })
 }
@@ -380,7 +380,7 @@ mod tests {
 
     #[test]
     fn segments_are_made_changed_and_removed() {
-        let id = make_segment(libc::IPC_PRIVATE, 5000, 0o600).unwrap();
+        let id = make_segment(libc::IPC_PRIVATE, 5000).unwrap();
         let attached = Attached::new(id).unwrap();
         assert_ne!(attached.address(), 0);
         let now = segment(id).unwrap();
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn semaphores_are_operated_on() {
-        let id = make_set(libc::IPC_PRIVATE, 2, 0o600).unwrap();
+        let id = make_set(libc::IPC_PRIVATE, 2).unwrap();
         set_semaphore(id, 1, 7).unwrap();
         assert_eq!(set(id).unwrap().operated, 0);
         let operation = Operation {
@@ -414,7 +414,7 @@ mod tests {
 
     #[test]
     fn messages_are_copied_without_being_taken() {
-        let id = make_queue(libc::IPC_PRIVATE, 0o600).unwrap();
+        let id = make_queue(libc::IPC_PRIVATE).unwrap();
         send_message(id, 3, b"one").unwrap();
         send_message(id, 2, &[7; 3000]).unwrap();
         assert_eq!(copy_message(id, 1).unwrap(), (2, vec![7; 3000]));

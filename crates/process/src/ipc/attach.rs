@@ -1,15 +1,12 @@
 //! Mapping a segment into a process as `shmat` does: it counts as attached, and `shmdt` takes it away.
 
-use rustix::io::Errno;
-
 use crate::inject::Arg;
 use crate::memory::PAGE;
 use crate::memory::maps::{self, Kind, Vma};
 use crate::restore::RestoreError;
 use crate::stop::Process;
 
-/// `SHM_RDONLY` and `SHM_REMAP` (include/uapi/linux/shm.h).
-const READ_ONLY: i32 = 0o10000;
+/// `SHM_REMAP` (include/uapi/linux/shm.h).
 const REMAP: i32 = 0o40000;
 
 /// Protection of what `shmat` maps.
@@ -102,21 +99,18 @@ fn drop_range(process: &mut Process, start: u64, end: u64, vma: &Vma) -> Result<
     )
 }
 
-/// For writing if the process may: it can then make the mapping writable later.
+/// For writing: whether it was attached read-only does not show, and it may be made writable later.
 fn attach_at(process: &mut Process, id: i32, address: u64, vma: &Vma) -> Result<(), RestoreError> {
-    let args = |flags: i32| [Arg::from(id), address.into(), (REMAP | flags).into()];
-    match process.call(libc::SYS_shmat, &args(0))? {
-        Err(Errno::ACCESS) => must(process, libc::SYS_shmat, &args(READ_ONLY), vma),
-        result => check(process, result, vma),
-    }
+    must(
+        process,
+        libc::SYS_shmat,
+        &[id.into(), address.into(), REMAP.into()],
+        vma,
+    )
 }
 
 fn must(process: &mut Process, number: i64, args: &[Arg], vma: &Vma) -> Result<(), RestoreError> {
     let result = process.call(number, args)?;
-    check(process, result, vma)
-}
-
-fn check(process: &Process, result: Result<u64, Errno>, vma: &Vma) -> Result<(), RestoreError> {
     result.map(drop).map_err(|errno| RestoreError::Mapping {
         pid: process.inside(),
         what: "attach",

@@ -81,7 +81,7 @@ pub(super) fn restore(
 fn make(queue: &Queue, first: FirstId) -> io::Result<()> {
     let permissions = &queue.permissions;
     make_with_id(Kind::Msg, queue.id, permissions, first, || {
-        sysvipc::make_queue(permissions.key, 0o666)
+        sysvipc::make_queue(permissions.key)
     })?;
     // It may hold more than it may take.
     let held: u64 = queue.messages.iter().map(|(_, text)| text.len() as u64).sum();

@@ -126,6 +126,23 @@ impl Ipc {
         self.namespace.as_ref()?.1.as_ref()
     }
 
+    /// Whether there is any object: they outlive the processes that made them.
+    pub(crate) fn has_objects(&mut self, init: HostPid) -> Result<bool, TraceError> {
+        self.look(init)?;
+        let Some(namespace) = self.namespace() else {
+            return Ok(false);
+        };
+        let has = || {
+            for kind in [Kind::Shm, Kind::Sem, Kind::Msg] {
+                if !namespace.ids(kind)?.is_empty() {
+                    return Ok(true);
+                }
+            }
+            Ok(!namespace.queue_names()?.is_empty())
+        };
+        has().map_err(failed("list IPC objects"))
+    }
+
     /// Reads all System V objects, and finds out what cannot be carried. Nothing is changed.
     pub(crate) fn survey(
         &mut self,

@@ -180,7 +180,7 @@ pub(super) fn restore(
     let make = |segment: &Segment| {
         let permissions = &segment.permissions;
         make_with_id(Kind::Shm, segment.id, permissions, first, || {
-            sysvipc::make_segment(permissions.key, segment.size, 0o666)
+            sysvipc::make_segment(permissions.key, segment.size)
         })
     };
     namespace
@@ -192,6 +192,8 @@ pub(super) fn restore(
                 if now.is_none() {
                     make(segment)?;
                 }
+                // Those who attach it may have lost the right to do so since, or not have it yet.
+                sysvipc::change_segment(segment.id, &segment.permissions.open(first))?;
                 if now.is_none_or(|now| now.attached == 0) {
                     files.insert(key(segment.id), open(segment.id, segment.size)?);
                 }

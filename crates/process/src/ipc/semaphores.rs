@@ -82,7 +82,7 @@ pub(super) fn restore(
         let permissions = &set.permissions;
         let count = u16::try_from(set.semaphores.len()).unwrap_or(u16::MAX);
         make_with_id(Kind::Sem, set.id, permissions, first, || {
-            sysvipc::make_set(permissions.key, count, 0o666)
+            sysvipc::make_set(permissions.key, count)
         })?;
         sysvipc::change_set(set.id, &permissions.open(first))
     };

@@ -219,11 +219,12 @@ pub(super) struct RolledBack {
 }
 
 impl Live {
-    /// Freezes files and processes at one instant. Without processes the files are frozen by switch; with processes
+    /// Freezes files and processes at one instant. Without processes (and what they may have left) the files are frozen by switch; with processes
     /// by snapshot, of which they notice nothing.
     pub(super) fn freeze(&mut self) -> Result<FrozenNow> {
         let mut phases = Phases::default();
-        if phases.time("look", || self.cell.cgroup().procs())?.is_empty() {
+        let empty = phases.time("look", || self.cell.cgroup().procs())?.is_empty();
+        if empty && !phases.time("look", || self.processes.left_something())? {
             return self.freeze_empty(phases);
         }
         // Written back before the stop, so that the snapshot finds little to do; memory is copied meanwhile.
@@ -357,6 +358,9 @@ impl Live {
                 .time("end processes", || self.cell.kill_all())
                 .map_err(|e| broken(e.into()))?;
         }
+        phases
+            .time("end processes", || self.processes.remove_leftovers())
+            .map_err(broken)?;
         self.tell_execs(&target.id, &[]);
         phases
             .time("attach", || self.switch_root(switched.mount, switched.retired))

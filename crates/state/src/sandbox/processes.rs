@@ -192,6 +192,25 @@ impl Processes {
         self.engine.copy_ahead();
     }
 
+    /// Whether there is something to capture although no process is there.
+    pub fn left_something(&mut self) -> Result<bool> {
+        let has = self.engine.has_ipc_objects();
+        has.map_err(|error| Error::internal("cannot look for IPC objects", error))
+    }
+
+    /// Removes what the processes, which have ended, left.
+    pub fn remove_leftovers(&mut self) -> Result<()> {
+        if !self.left_something()? {
+            return Ok(());
+        }
+        let mut stopped = self.engine.stop().map_err(stop_failed)?;
+        let restored = stopped.restore(&Image::default());
+        restored.map_err(|error| Error::internal("cannot remove IPC objects", error))?;
+        let resumed = stopped.resume();
+        resumed.map_err(|error| Error::internal("cannot remove IPC objects", error))?;
+        Ok(())
+    }
+
     /// Stops all processes, captures them while `files` runs on another thread, and lets them go when both are done.
     /// On any error they run on as if nothing had been asked.
     pub fn capture<T: Send>(
