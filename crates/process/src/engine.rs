@@ -126,6 +126,7 @@ impl<H: Host> Engine<H> {
 
     /// Stops the whole sandbox. Dropping the result lets it go on.
     pub fn stop(&mut self) -> Result<Stopped<'_, H>, StopError> {
+        self.ipc.look(self.host.init_pid())?;
         let start = Instant::now();
         let live = &self.live;
         let tree = stop::stop_known(&mut self.host, &|pid, stat| {
@@ -269,7 +270,7 @@ impl<H: Host> Stopped<'_, H> {
         let start = Instant::now();
         let mut refusals = survey::refusals(&mut self.tree)?;
         let Engine { host, ipc, .. } = &mut *self.engine;
-        let ipc = ipc.survey(host.init_pid(), host.first_id(), &mut self.tree, &mut refusals)?;
+        let ipc = ipc.survey(host.first_id(), &mut self.tree, &mut refusals)?;
         let members: Vec<Member> = self.tree.processes.iter().map(Member::of).collect();
         let found = descriptor::survey(
             &members,

@@ -166,7 +166,7 @@ impl<H: Host> Stopped<'_, H> {
             ipc,
             ..
         } = &mut *self.engine;
-        let files = ipc.restore_segments(host.init_pid(), host.first_id(), &mut self.tree, image)?;
+        let files = ipc.restore_segments(host.first_id(), &mut self.tree, image)?;
         let mut mapped = Vec::new();
         if !image.shared.is_empty() {
             for process in &self.tree.processes {

@@ -155,6 +155,9 @@ fn raise_descriptor_limit() {
     };
     // The soft limit may always be raised to the hard one (man 2 getrlimit); if not, it stays as it was.
     let _ = setrlimit(Resource::Nofile, raised);
+    // With threads, each doubling of the table makes its cause wait for all processors (an RCU grace period, often
+    // 10 ms), and that would be somebody who has stopped a sandbox.
+    let _ = rustix::io::fcntl_dupfd_cloexec(std::io::stderr(), 4095);
 }
 
 fn isolate_mounts() -> Result<(), ApiError> {

@@ -34,7 +34,7 @@ use crate::ids::{FirstId, HostPid, InsidePid};
 use crate::image::Image;
 use crate::memory::maps::Vma;
 use crate::shared::Key;
-use crate::stop::Tree;
+use crate::stop::{Process, Tree};
 use crate::survey::Refusal;
 use namespace::Kind;
 
@@ -104,6 +104,20 @@ fn failed(what: &str) -> impl FnOnce(io::Error) -> TraceError {
     move |source| TraceError::Ipc { what, source }
 }
 
+fn refuse_all(tree: &Tree) -> Refusal {
+    let first = tree.processes.first();
+    Refusal {
+        pid: first.map_or(InsidePid(0), Process::inside),
+        name: first.map_or_else(String::new, |process| process.name().to_owned()),
+        what: "System V IPC objects of the sandbox".to_owned(),
+        why: "they could not be made again with the same ids: /proc/sys/kernel/*_next_id cannot be written"
+            .to_owned(),
+        remedy:
+            "use a kernel with CONFIG_CHECKPOINT_RESTORE and a writable /proc/sys, or remove them (ipcrm)"
+                .to_owned(),
+    }
+}
+
 /// The processes, by their host pid.
 fn names(tree: &Tree) -> HashMap<i32, InsidePid> {
     let processes = tree.processes.iter();
@@ -113,7 +127,8 @@ fn names(tree: &Tree) -> HashMap<i32, InsidePid> {
 }
 
 impl Ipc {
-    fn look(&mut self, init: HostPid) -> Result<(), TraceError> {
+    /// Finds the sandbox's namespace, if that has not been done yet: it takes a moment.
+    pub(crate) fn look(&mut self, init: HostPid) -> Result<(), TraceError> {
         if self.namespace.as_ref().is_none_or(|(of, _)| *of != init) {
             let namespace = Namespace::of(init).map_err(failed("look at the IPC namespace"))?;
             self.namespace = Some((init, namespace));
@@ -146,12 +161,10 @@ impl Ipc {
     /// Reads all System V objects, and finds out what cannot be carried. Nothing is changed.
     pub(crate) fn survey(
         &mut self,
-        init: HostPid,
         first: FirstId,
         tree: &mut Tree,
         refusals: &mut Vec<Refusal>,
     ) -> Result<State, TraceError> {
-        self.look(init)?;
         let Some((_, Some(namespace))) = &self.namespace else {
             return Ok(State::default());
         };
@@ -163,6 +176,10 @@ impl Ipc {
             queues.map_err(reading())?,
         );
         let mut state = State::default();
+        if !(segments.is_empty() && sets.is_empty() && queues.is_empty()) && !namespace::ids_can_be_chosen() {
+            refusals.push(refuse_all(tree));
+            return Ok(state);
+        }
         if segments.is_empty() {
             self.detached.clear();
         } else {
@@ -196,12 +213,10 @@ impl Ipc {
     /// process has attached.
     pub(crate) fn restore_segments(
         &mut self,
-        init: HostPid,
         first: FirstId,
         tree: &mut Tree,
         image: &Image,
     ) -> Result<HashMap<Key, File>, TraceError> {
-        self.look(init)?;
         self.detached.clear();
         match &self.namespace {
             Some((_, Some(namespace))) => segments::restore(namespace, first, tree, &image.ipc.segments),

@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use rustix::fs::{Mode, OFlags, RawDir, SeekFrom, openat, seek};
+use rustix::fs::{Access, Mode, OFlags, RawDir, SeekFrom, access, openat, seek};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, fsconfig_create, fsmount, fsopen};
 use rustix::process::{Gid, Uid};
@@ -41,8 +41,15 @@ pub struct Namespace {
     handle: File,
     /// The files of `/proc/sysvipc`: they tell of the namespace of whoever opened them. `None` where the kernel has none.
     lists: [Option<File>; 3],
-    /// The directory of POSIX message queues.
-    queues: Option<OwnedFd>,
+    queues: Option<Queues>,
+}
+
+/// The POSIX message queues.
+#[derive(Debug)]
+struct Queues {
+    directory: OwnedFd,
+    /// Attached nowhere: the sandbox need not have one. Taking it down takes the kernel a while.
+    _mount: OwnedFd,
 }
 
 impl Namespace {
@@ -103,6 +110,7 @@ impl Namespace {
         let Some(queues) = &self.queues else {
             return Ok(Vec::new());
         };
+        let queues = &queues.directory;
         seek(queues, SeekFrom::Start(0))?;
         let mut room = [MaybeUninit::uninit(); 4096];
         let mut entries = RawDir::new(queues, &mut room);
@@ -118,7 +126,7 @@ impl Namespace {
 
     /// The directory of POSIX message queues.
     pub(crate) fn queues(&self) -> io::Result<BorrowedFd<'_>> {
-        let queues = self.queues.as_ref().map(AsFd::as_fd);
+        let queues = self.queues.as_ref().map(|queues| queues.directory.as_fd());
         queues.ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
     }
 }
@@ -141,8 +149,8 @@ fn list(name: &str) -> io::Result<Option<File>> {
     }
 }
 
-/// A mount of the queues of the calling thread's namespace, attached nowhere: the sandbox need not have one.
-fn mount_queues() -> io::Result<Option<OwnedFd>> {
+/// Mounts the queues of the calling thread's namespace.
+fn mount_queues() -> io::Result<Option<Queues>> {
     let filesystem = match fsopen("mqueue", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(filesystem) => filesystem,
         Err(Errno::NODEV) => return Ok(None),
@@ -155,7 +163,22 @@ fn mount_queues() -> io::Result<Option<OwnedFd>> {
         MountAttrFlags::empty(),
     )?;
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    Ok(Some(openat(&mount, ".", flags, Mode::empty())?))
+    let directory = openat(&mount, ".", flags, Mode::empty())?;
+    Ok(Some(Queues {
+        directory,
+        _mount: mount,
+    }))
+}
+
+fn next_id(kind: Kind) -> String {
+    format!("/proc/sys/kernel/{}_next_id", kind.name())
+}
+
+/// Whether objects can be made with the ids they had.
+pub(super) fn ids_can_be_chosen() -> bool {
+    Kind::ALL
+        .into_iter()
+        .all(|kind| access(next_id(kind), Access::WRITE_OK).is_ok())
 }
 
 /// Has `make` make an object with this id and this creator. To be called inside the namespace, in which the place must
