@@ -176,7 +176,8 @@ impl Ipc {
             queues.map_err(reading())?,
         );
         let mut state = State::default();
-        if !(segments.is_empty() && sets.is_empty() && queues.is_empty()) && !namespace::ids_can_be_chosen() {
+        let none = segments.is_empty() && sets.is_empty() && queues.is_empty();
+        if !none && !namespace::ids_can_be_chosen() {
             refusals.push(refuse_all(tree));
             return Ok(state);
         }

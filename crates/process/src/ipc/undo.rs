@@ -3,7 +3,8 @@
 //! There is no call that tells. But operations are done all or none, and one that would take such an amount out of its
 //! range fails with `ERANGE`. So a process is made to try operations of which the last one would have to wait, which
 //! is refused (`EAGAIN`): whatever comes of it, nothing has changed. Which of the two errors it is tells whether the
-//! amount is above a limit.
+//! amount is above a limit. (One trace is left: when a process that was asked ends, the kernel notes the time as that of
+//! an operation.)
 
 use std::cmp::Ordering;
 
