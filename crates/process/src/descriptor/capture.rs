@@ -8,14 +8,14 @@ use rustix::fs::AtFlags;
 
 use super::class::{self, Class};
 use super::contents::Contents;
-use super::error::{Error, Refusal, reading};
+use super::error::{Error, Refusal, making, reading};
 use super::external::Externals;
 use super::live::{Live, LiveDescription, LiveProcess, device, statx};
 use super::place::Place;
 use super::tables::{Description, Kind, ObjectKey, Slot, Table, Tables};
 use super::{
-    chardev, directory, epoll, eventfd, fifo, inotify, lock, memfd, mqueue, pidfd, pipe, pty, regular,
-    signalfd, socket, tcp, timerfd, unix,
+    chardev, directory, epoll, eventfd, fifo, inotify, lock, memfd, mqueue, multicast, pidfd, pipe, pty,
+    regular, signalfd, socket, tcp, timerfd, unix,
 };
 
 /// Finds everything that cannot be carried. Nothing is changed.
@@ -88,6 +88,7 @@ pub(super) struct Capture<'a> {
     pub pipes: HashMap<ObjectKey, u32>,
     pub ptys: HashMap<pty::Identity, u32>,
     unix: Option<Rc<unix::Now>>,
+    groups: Option<Rc<[multicast::Group]>>,
 }
 
 pub(super) fn capture(
@@ -105,6 +106,7 @@ pub(super) fn capture(
         pipes,
         ptys,
         unix: None,
+        groups: None,
     };
     // Queued descriptors come after those of the tables, so that positions agree with the live ones at first.
     for position in 0..live.descriptions.len() {
@@ -192,6 +194,17 @@ impl Capture<'_> {
         let now = Rc::new(unix::Now::read(self.live)?);
         self.unix = Some(Rc::clone(&now));
         Ok(now)
+    }
+
+    /// The multicast groups that anybody is in, asked for once.
+    pub(super) fn groups(&mut self) -> Result<Rc<[multicast::Group]>, Error> {
+        if let Some(known) = &self.groups {
+            return Ok(Rc::clone(known));
+        }
+        let groups = multicast::groups(self.live).map_err(making("multicast groups"))?;
+        let groups: Rc<[multicast::Group]> = groups.into();
+        self.groups = Some(Rc::clone(&groups));
+        Ok(groups)
     }
 
     fn pipe(&mut self, position: usize) -> Result<u32, Error> {

@@ -1,5 +1,6 @@
-//! What `sock_diag` netlink knows of sockets and no call on the socket itself tells (sock_diag(7)): the peer of a
-//! unix socket, its shutdown state, who waits to be accepted; and ending TCP connections that nobody holds any more.
+//! What netlink knows and no call on a socket itself tells (sock_diag(7), rtnetlink(7)): the peer of a unix socket, its
+//! shutdown state, who waits to be accepted; the addresses of interfaces; and ending TCP connections that nobody holds
+//! any more.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -36,9 +37,13 @@ const TCP_LISTEN: u8 = 10;
 const SHOW: u32 = 4 | 8 | 16;
 
 fn open() -> io::Result<OwnedFd> {
-    let protocol = Protocol::from_raw(std::num::NonZeroU32::new(SOCK_DIAG).ok_or(io::ErrorKind::Other)?);
+    let protocol = std::num::NonZeroU32::new(SOCK_DIAG).ok_or(io::ErrorKind::Other)?;
+    open_netlink(Some(Protocol::from_raw(protocol)))
+}
+
+fn open_netlink(protocol: Option<Protocol>) -> io::Result<OwnedFd> {
     let (family, kind) = (AddressFamily::NETLINK, SocketType::DGRAM);
-    Ok(socket_with(family, kind, SocketFlags::CLOEXEC, Some(protocol))?)
+    Ok(socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?)
 }
 
 fn message(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
@@ -61,13 +66,37 @@ pub(super) fn unix_sockets() -> io::Result<HashMap<u32, UnixSocket>> {
         body.extend_from_slice(&word.to_ne_bytes());
     }
     let mut found = HashMap::new();
-    dump(&socket, &body, &mut |body| found.extend(parse(body)))?;
+    dump(&socket, SOCK_DIAG_BY_FAMILY, &body, &mut |body| {
+        found.extend(parse(body));
+    })?;
     Ok(found)
 }
 
-/// Calls `visit` for each socket of a list that the kernel is asked for.
-fn dump(socket: &OwnedFd, request: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-    let request = message(SOCK_DIAG_BY_FAMILY, REQUEST | DUMP, request);
+/// The first IPv4 address of each interface of the network namespace this thread is in, by the interface's number.
+///
+/// # Errors
+/// Those of the kernel.
+pub(super) fn interface_addresses() -> io::Result<HashMap<u32, [u8; 4]>> {
+    const RTM_GETADDR: u16 = 22;
+    const IFA_LOCAL: u16 = 2;
+    // Protocol 0 is NETLINK_ROUTE.
+    let socket = open_netlink(None)?;
+    let mut found = HashMap::new();
+    // `struct ifaddrmsg`: family, length of the prefix, flags, scope, number of the interface.
+    let request = [libc::AF_INET as u8, 0, 0, 0, 0, 0, 0, 0];
+    dump(&socket, RTM_GETADDR, &request, &mut |body| {
+        attributes(body.get(8..).unwrap_or_default(), &mut |kind, value| {
+            if let (IFA_LOCAL, Ok(address)) = (kind, value.try_into()) {
+                found.entry(word(body, 4)).or_insert(address);
+            }
+        });
+    })?;
+    Ok(found)
+}
+
+/// Calls `visit` for each item of a list that the kernel is asked for.
+fn dump(socket: &OwnedFd, kind: u16, request: &[u8], visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let request = message(kind, REQUEST | DUMP, request);
     send(socket, &request, Attachments::default())?;
     loop {
         // A dump answers within the calls; nothing is waited for.
@@ -104,6 +133,15 @@ fn errno(body: &[u8]) -> io::Error {
     io::Error::from_raw_os_error((word(body, 0) as i32).wrapping_neg())
 }
 
+/// Calls `visit` for each `struct rtattr`: its kind and value.
+fn attributes(mut rest: &[u8], visit: &mut dyn FnMut(u16, &[u8])) {
+    while rest.len() >= 4 {
+        let len = (half(rest, 0) as usize).clamp(4, rest.len());
+        visit(half(rest, 2), &rest[4..len]);
+        rest = &rest[len.next_multiple_of(4).min(rest.len())..];
+    }
+}
+
 /// `struct unix_diag_msg` and its attributes (include/uapi/linux/unix_diag.h).
 fn parse(body: &[u8]) -> Option<(u32, UnixSocket)> {
     if body.len() < 16 {
@@ -114,19 +152,13 @@ fn parse(body: &[u8]) -> Option<(u32, UnixSocket)> {
         ..UnixSocket::default()
     };
     let mut queue = (0, 0);
-    let mut rest = &body[16..];
-    while rest.len() >= 4 {
-        let len = (half(rest, 0) as usize).clamp(4, rest.len());
-        let value = &rest[4..len];
-        match half(rest, 2) {
-            2 => socket.peer = Some(word(value, 0)),
-            3 => socket.waiting = (0..value.len() / 4).map(|i| word(value, i * 4)).collect(),
-            4 => queue = (word(value, 0), word(value, 4)),
-            6 => socket.shutdown = value.first().copied().unwrap_or(0),
-            _ => {}
-        }
-        rest = &rest[len.next_multiple_of(4).min(rest.len())..];
-    }
+    attributes(&body[16..], &mut |kind, value| match kind {
+        2 => socket.peer = Some(word(value, 0)),
+        3 => socket.waiting = (0..value.len() / 4).map(|i| word(value, i * 4)).collect(),
+        4 => queue = (word(value, 0), word(value, 4)),
+        6 => socket.shutdown = value.first().copied().unwrap_or(0),
+        _ => {}
+    });
     if socket.listening {
         socket.backlog = queue.1;
     }
@@ -190,7 +222,7 @@ pub(super) fn destroy_orphans(ports: &HashSet<u16>) -> io::Result<()> {
         request.extend_from_slice(&(!(1u32 << TCP_LISTEN)).to_ne_bytes());
         request.extend_from_slice(&[0; 48]);
         let mut found = Vec::new();
-        dump(&socket, &request, &mut |body| {
+        dump(&socket, SOCK_DIAG_BY_FAMILY, &request, &mut |body| {
             if body.len() >= INODE + 4 && word(body, INODE) == 0 && body[1] != TCP_LISTEN {
                 found.push(body[ID].to_vec());
             }

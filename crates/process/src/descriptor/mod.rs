@@ -28,6 +28,7 @@ pub mod lock;
 mod matching;
 pub mod memfd;
 pub mod mqueue;
+pub mod multicast;
 pub mod netlink;
 pub mod options;
 pub mod pidfd;

@@ -50,6 +50,7 @@ const IP: &[Known] = &[
     (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, 4),
     (libc::IPPROTO_IP, libc::IP_FREEBIND, 4),
     (libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, 4),
+    (SOL_SOCKET, libc::SO_BINDTODEVICE, 16),
 ];
 
 const IP6: &[Known] = &[
@@ -76,16 +77,24 @@ const TCP: &[Known] = &[
     (libc::IPPROTO_TCP, libc::TCP_CONGESTION, 16),
 ];
 
+// include/uapi/linux/in.h, in6.h
+const IP_MULTICAST_ALL: i32 = 49;
+const IPV6_MULTICAST_ALL: i32 = 29;
+
 const UDP: &[Known] = &[
     (libc::IPPROTO_UDP, libc::UDP_SEGMENT, 4),
     (libc::IPPROTO_UDP, libc::UDP_GRO, 4),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_TTL, 4),
     (libc::IPPROTO_IP, libc::IP_MULTICAST_LOOP, 4),
+    (libc::IPPROTO_IP, libc::IP_MULTICAST_IF, 4),
+    (libc::IPPROTO_IP, IP_MULTICAST_ALL, 4),
 ];
 
 const UDP6: &[Known] = &[
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_HOPS, 4),
     (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_LOOP, 4),
+    (libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_IF, 4),
+    (libc::IPPROTO_IPV6, IPV6_MULTICAST_ALL, 4),
 ];
 
 const NETLINK: &[Known] = &[

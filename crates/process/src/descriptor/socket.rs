@@ -71,7 +71,7 @@ pub(super) fn capture(capture: &mut Capture<'_>, position: usize) -> Result<Kind
             Kind::Unix(unix::capture(live, &now, position)?)
         }
         Sort::Tcp => Kind::Tcp(tcp::capture(live, position)?),
-        Sort::Udp => Kind::Udp(udp::capture(socket)?),
+        Sort::Udp => Kind::Udp(udp::capture(live, socket, &capture.groups()?)?),
         Sort::Netlink => Kind::Netlink(netlink::capture(socket)?),
         Sort::Other => return Err(bad_state("a socket", "it is of a family that cannot be carried")),
     })

@@ -9,10 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use deltabox_sys::socket::{
     Attachments, bind, connect, int_option, local_address, peer_address, receive, send, set_int_option,
 };
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, making};
+use super::live::Live;
+use super::multicast::{self, Group, Membership};
 use super::options::{self, Family, Opt};
 use super::restore::Restore;
 use super::room;
@@ -29,6 +32,7 @@ pub struct State {
     /// Where it is connected to; empty when it is not.
     pub remote: Vec<u8>,
     pub queue: Vec<Datagram>,
+    pub memberships: Vec<Membership>,
 }
 
 /// A datagram that waits to be received.
@@ -43,56 +47,93 @@ const ROOM: usize = 65536;
 
 pub(super) fn survey(socket: BorrowedFd<'_>) -> Result<Option<(&'static str, &'static str)>, Error> {
     match int_option(socket, libc::IPPROTO_UDP, libc::UDP_ENCAP) {
-        Ok(kind) if kind != 0 => Ok(Some((
-            "it is the end of a tunnel inside the kernel",
-            "close it before the checkpoint",
-        ))),
-        _ => Ok(None),
-    }
-}
-
-pub(super) fn capture(socket: BorrowedFd<'_>) -> Result<State, Error> {
-    let look = || -> io::Result<State> {
-        let local = local_address(socket)?;
-        let six = local.first() == Some(&(libc::AF_INET6 as u8));
-        Ok(State {
-            six,
-            options: options::read(socket, Family::Udp { six })?,
-            local,
-            remote: peer_address(socket).unwrap_or_default(),
-            queue: peek(socket)?,
-        })
-    };
-    look().map_err(making("a UDP socket"))
-}
-
-/// Looks at all datagrams with a moving offset, and takes none.
-fn peek(socket: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
-    if receive(socket, 0, true)?.is_none() {
-        return Ok(Vec::new());
-    }
-    let offset = int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
-    set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)?;
-    let mut found = Vec::new();
-    let result = loop {
-        match receive(socket, ROOM, true) {
-            Ok(Some(message)) => {
-                let empty = message.bytes.is_empty();
-                found.push(Datagram {
-                    bytes: message.bytes,
-                    sender: message.sender,
-                });
-                // The offset does not move past an empty one.
-                if empty {
-                    break Ok(());
-                }
-            }
-            Ok(None) => break Ok(()),
-            Err(e) => break Err(e),
+        Ok(kind) if kind != 0 => {
+            return Ok(Some((
+                "it is the end of a tunnel inside the kernel",
+                "close it before the checkpoint",
+            )));
         }
+        _ => {}
+    }
+    let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec::default())).map_err(making("a UDP socket"))?;
+    Ok(asked[0].revents().contains(PollFlags::ERR).then_some((
+        "an error waits in it, which cannot be looked at without taking it out",
+        "have the program receive from it, and try again",
+    )))
+}
+
+pub(super) fn capture(live: &Live, socket: BorrowedFd<'_>, groups: &[Group]) -> Result<State, Error> {
+    let take = || -> io::Result<State> {
+        let (mut state, is_hidden) = look(socket, groups)?;
+        if is_hidden {
+            state.queue = drain(socket)?;
+            room::inside(live, None, || refill(&state))?;
+        }
+        Ok(state)
     };
-    set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
-    result.map(|()| found)
+    take().map_err(making("a UDP socket"))
+}
+
+/// The state as far as it can be seen: with `true`, the queue has to be taken out to be seen.
+fn look(socket: BorrowedFd<'_>, groups: &[Group]) -> io::Result<(State, bool)> {
+    let local = local_address(socket)?;
+    let six = local.first() == Some(&(libc::AF_INET6 as u8));
+    let (queue, is_hidden) = peek(socket)?;
+    let state = State {
+        six,
+        options: options::read(socket, Family::Udp { six })?,
+        local,
+        remote: peer_address(socket).unwrap_or_default(),
+        queue,
+        memberships: multicast::read(socket, groups, six)?,
+    };
+    Ok((state, is_hidden))
+}
+
+/// Looks at all datagrams with a moving offset, and takes none. An empty one that has been looked at is passed over the
+/// next time: with `true` there are some, and perhaps more than are seen.
+fn peek(socket: BorrowedFd<'_>) -> io::Result<(Vec<Datagram>, bool)> {
+    let offset = int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
+    let set = |offset| set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset);
+    if offset >= 0 {
+        set(-1)?;
+    }
+    let found = match receive(socket, 0, true) {
+        Ok(None) => Ok((Vec::new(), false)),
+        Ok(Some(first)) if !first.truncated => Ok((Vec::new(), true)),
+        Ok(Some(_)) => set(0).and_then(|()| read_on(socket)),
+        Err(e) => Err(e),
+    };
+    set(offset)?;
+    let (queue, is_hidden) = found?;
+    // Where the program looks at offsets itself, it may have made empty ones disappear.
+    let may_hide = offset >= 0 && !queue.is_empty();
+    Ok((queue, is_hidden || may_hide))
+}
+
+fn read_on(socket: BorrowedFd<'_>) -> io::Result<(Vec<Datagram>, bool)> {
+    let (mut found, mut is_hidden) = (Vec::new(), false);
+    while let Some(message) = receive(socket, ROOM, true)? {
+        is_hidden |= message.bytes.is_empty();
+        found.push(Datagram {
+            bytes: message.bytes,
+            sender: message.sender,
+        });
+    }
+    Ok((found, is_hidden))
+}
+
+/// Takes everything out.
+fn drain(socket: BorrowedFd<'_>) -> io::Result<Vec<Datagram>> {
+    let mut found = Vec::new();
+    while let Some(message) = receive(socket, ROOM, false)? {
+        found.push(Datagram {
+            bytes: message.bytes,
+            sender: message.sender,
+        });
+    }
+    Ok(found)
 }
 
 fn wanted_sockets<'a>(restore: &Restore<'a>) -> Vec<(usize, &'a State)> {
@@ -111,8 +152,9 @@ pub(super) fn release_unfit(restore: &mut Restore<'_>) -> Result<(), Error> {
             continue;
         };
         let socket = restore.live.duplicate(live)?;
-        let now = capture(socket.as_fd())?;
-        if (&now.local, &now.remote) != (&state.local, &state.remote) {
+        let local = local_address(&socket).map_err(making("a UDP socket"))?;
+        let remote = peer_address(&socket).unwrap_or_default();
+        if (&local, &remote) != (&state.local, &state.remote) {
             restore.kept[wanted] = None;
         }
     }
@@ -127,13 +169,20 @@ pub(super) fn restore_all(restore: &mut Restore<'_>) -> Result<(), Error> {
             restore.made[wanted] = Some(made.map_err(making(restore.show(wanted)))?);
         }
     }
+    if sockets.is_empty() {
+        return Ok(());
+    }
+    let groups = multicast::groups(restore.live).map_err(making("multicast groups"))?;
     for (wanted, state) in sockets {
         let socket = restore.object(wanted)?;
         let failed = || making(restore.show(wanted));
-        if peek(socket).map_err(failed())? != state.queue {
-            while receive(socket, ROOM, false).map_err(failed())?.is_some() {}
+        // Takes away an error of the time that is undone.
+        int_option(socket, libc::SOL_SOCKET, libc::SO_ERROR).map_err(failed())?;
+        if peek(socket).map_err(failed())? != (state.queue.clone(), false) {
+            drain(socket).map_err(failed())?;
             room::inside(restore.live, None, || refill(state)).map_err(failed())?;
         }
+        multicast::restore(restore.live, socket, &groups, state.six, &state.memberships).map_err(failed())?;
         let family = Family::Udp { six: state.six };
         options::restore(socket, family, &state.options).map_err(failed())?;
     }
@@ -186,16 +235,18 @@ fn refill(state: &State) -> io::Result<()> {
     Ok(())
 }
 
-/// A socket bound to any address is reached at the one the datagram came from, all being this machine.
+/// A socket bound to any address is reached at the one of the loopback.
 fn destination(local: &[u8], sender: &[u8]) -> Vec<u8> {
-    let six = local.first() == Some(&(libc::AF_INET6 as u8));
-    let is_any = if six {
-        local[8..24] == [0; 16]
-    } else {
-        local[4..8] == [0; 4]
-    };
-    let mut to = if is_any { sender.to_vec() } else { local.to_vec() };
-    to[2..4].copy_from_slice(&local[2..4]);
+    let mut to = local.to_vec();
+    let is_six = local.first() == Some(&(libc::AF_INET6 as u8));
+    if is_six && local[8..24] == [0; 16] {
+        to[8..24].copy_from_slice(&std::net::Ipv6Addr::LOCALHOST.octets());
+        if is_mapped(sender) {
+            to[8..24].copy_from_slice(&std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets());
+        }
+    } else if !is_six && local[4..8] == [0; 4] {
+        to[4..8].copy_from_slice(&std::net::Ipv4Addr::LOCALHOST.octets());
+    }
     to
 }
 
@@ -279,7 +330,7 @@ mod tests {
             let sender = std::net::UdpSocket::bind((local, 0)).unwrap();
             sender.send_to(b"one", (local, port)).unwrap();
             sender.send_to(b"number two", (local, port)).unwrap();
-            let state = capture(socket.as_fd()).unwrap();
+            let state = look(socket.as_fd(), &[]).unwrap().0;
             assert_eq!(state.queue.len(), 2);
             let from = sender.local_addr().unwrap();
             drop(sender);
