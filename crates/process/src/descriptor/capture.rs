@@ -15,7 +15,7 @@ use super::place::Place;
 use super::tables::{Description, Kind, ObjectKey, Slot, Table, Tables};
 use super::{
     chardev, directory, epoll, eventfd, fifo, inotify, lock, memfd, mqueue, multicast, pidfd, pipe, pty,
-    regular, signalfd, socket, tcp, timerfd, unix,
+    regular, signalfd, socket, tcp, tcp_backlog, timerfd, unix,
 };
 
 /// Finds everything that cannot be carried. Nothing is changed.
@@ -114,6 +114,7 @@ pub(super) fn capture(
         capture.tables.descriptions.push(description);
     }
     connect_tcp(live, &mut capture.tables)?;
+    tcp_backlog::capture(live, previous, &mut capture.tables)?;
     pty::capture_controlling(&mut capture)?;
     for process in &live.processes {
         let table = capture.table(process)?;

@@ -236,6 +236,39 @@ pub(super) fn destroy_orphans(ports: &HashSet<u16>) -> io::Result<()> {
     Ok(())
 }
 
+/// Both addresses, as bytes, of every TCP connection to a local port that was not accepted yet.
+///
+/// # Errors
+/// Those of the kernel.
+pub(super) fn unaccepted(port: u16) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
+    const ESTABLISHED: u8 = 1;
+    const CLOSE_WAIT: u8 = 8;
+    const INODE: usize = 68;
+    let socket = open()?;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET as u8, libc::AF_INET6 as u8] {
+        let mut request = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
+        request.extend_from_slice(&(1u32 << ESTABLISHED | 1 << CLOSE_WAIT).to_ne_bytes());
+        request.extend_from_slice(&[0; 48]);
+        dump(&socket, SOCK_DIAG_BY_FAMILY, &request, &mut |body| {
+            // Those that were closed by their program are in other states.
+            if body.len() >= INODE + 4 && word(body, INODE) == 0 && body[4..6] == port.to_be_bytes() {
+                let address = |port: usize, at: usize| {
+                    let mut bytes = u16::from(family).to_ne_bytes().to_vec();
+                    bytes.extend_from_slice(&body[port..port + 2]);
+                    match i32::from(family) {
+                        libc::AF_INET => bytes.extend_from_slice(&body[at..at + 4]),
+                        _ => bytes.extend_from_slice(&[&[0; 4], &body[at..at + 16]].concat()),
+                    }
+                    bytes
+                };
+                found.push((address(4, 8), address(6, 24)));
+            }
+        })?;
+    }
+    Ok(found)
+}
+
 fn destroy(socket: &OwnedFd, family: u8, id: &[u8]) -> io::Result<()> {
     let mut body = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
     body.extend_from_slice(&u32::MAX.to_ne_bytes());

@@ -14,7 +14,7 @@ use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
-use super::error::{Error, making, reading};
+use super::error::{Error, Refusal, making, reading};
 use super::fdinfo::{self, Entry};
 use super::tables::{ObjectKey, Owner};
 use super::unix;
@@ -446,6 +446,18 @@ impl Live {
     pub(super) fn name(&self, description: usize) -> (InsidePid, i32) {
         let (process, fd) = self.descriptions[description].holder;
         (self.processes[process].number, fd)
+    }
+
+    /// Why a description cannot be carried.
+    pub(super) fn refusal(&self, description: usize, why: &str, remedy: &str) -> Error {
+        let (process, fd) = self.name(description);
+        Error::Refused(vec![Refusal {
+            process,
+            fd,
+            what: String::from_utf8_lossy(&self.descriptions[description].link).into_owned(),
+            why: why.to_owned(),
+            remedy: remedy.to_owned(),
+        }])
     }
 
     /// Number of processes, descriptors and descriptions.

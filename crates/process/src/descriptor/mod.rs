@@ -45,6 +45,7 @@ pub mod signalfd;
 mod socket;
 mod tables;
 pub mod tcp;
+mod tcp_backlog;
 mod tcp_make;
 pub mod timerfd;
 pub mod udp;

@@ -39,12 +39,27 @@ pub enum Role {
     },
     Listening {
         backlog: u32,
-        /// Those who connected and were not accepted yet.
-        waiting: Vec<u32>,
+        /// Those who connected and were not accepted yet, oldest first.
+        waiting: Vec<Waiter>,
         /// How many wait, those outside of the sandbox included.
         count: u32,
     },
     Connected(Connection),
+}
+
+/// A connection that was not accepted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiter {
+    /// `None`: nobody holds that end any more.
+    pub client: Option<u32>,
+    /// The address of that end.
+    pub from: Vec<u8>,
+    /// The address it connected to.
+    pub to: Vec<u8>,
+    /// What was sent into it.
+    pub data: Vec<u8>,
+    /// No more will be.
+    pub finished: bool,
 }
 
 /// A connection, seen from one end.
@@ -82,7 +97,7 @@ const FIN_WAIT2: u8 = 5;
 const TIME_WAIT: u8 = 6;
 const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
-const LISTEN: u8 = 10;
+pub(super) const LISTEN: u8 = 10;
 const CLOSING: u8 = 11;
 
 // include/uapi/linux/tcp.h
@@ -107,8 +122,12 @@ pub(super) struct Info {
 
 impl Info {
     /// This end has said that it will send no more.
-    fn finished(&self) -> bool {
+    pub(super) fn finished(&self) -> bool {
         matches!(self.state, FIN_WAIT1 | FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING)
+    }
+
+    pub(super) fn received(&self) -> u64 {
+        self.received
     }
 
     /// The other end has said so, and this one knows.
@@ -186,7 +205,7 @@ fn connection(socket: BorrowedFd<'_>, local: &[u8], remote: Vec<u8>) -> io::Resu
     } else {
         Vec::new()
     };
-    let inside = is_loopback(&remote) || ip(&remote) == ip(local);
+    let inside = is_inside(local, &remote);
     let (info, sent) = progress(socket)?;
     Ok(Connection {
         peer: if inside { Peer::Gone } else { Peer::Outside },
@@ -200,7 +219,7 @@ fn connection(socket: BorrowedFd<'_>, local: &[u8], remote: Vec<u8>) -> io::Resu
 }
 
 /// With how much has been sent, whether it was acknowledged yet or not.
-fn progress(socket: BorrowedFd<'_>) -> io::Result<(Info, u64)> {
+pub(super) fn progress(socket: BorrowedFd<'_>) -> io::Result<(Info, u64)> {
     loop {
         let unacknowledged = output_queue_bytes(socket)?;
         let info = info(socket)?;
@@ -215,7 +234,7 @@ fn peek(socket: BorrowedFd<'_>, room: usize) -> io::Result<Vec<u8>> {
     Ok(receive(socket, room, true)?.map_or_else(Vec::new, |m| m.bytes))
 }
 
-fn peek_received(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+pub(super) fn peek_received(socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
     match input_queue_bytes(socket)? {
         0 => Ok(Vec::new()),
         waiting => peek(socket, waiting as usize),
@@ -246,7 +265,7 @@ fn sequence(socket: BorrowedFd<'_>, queue: i32) -> io::Result<u32> {
 }
 
 /// What was sent from one end and not read at the other: what has arrived, and what has not.
-fn in_flight(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<u8>)> {
+pub(super) fn in_flight(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<u8>)> {
     /// Programs are stopped: what moves is what the kernel still sends, until the receiver's room is full.
     const TRIES: usize = 1000;
     let expected = || in_repair(to, || sequence(to, RECEIVE_QUEUE));
@@ -333,7 +352,9 @@ fn find_ends(all: &mut [(u32, &mut State)]) {
         connection.peer = match (other, listener) {
             (Some((peer, _, _)), _) => Peer::Here(*peer),
             (None, Some((_, (at, _, _)))) if !connection.finished && !connection.peer_finished => {
-                waits.push((*at, *position));
+                waits.push((*at, *position, state.local.clone(), connection.remote.clone()));
+                // What it has sent is kept with the listener.
+                connection.unsent.clear();
                 Peer::At(*at)
             }
             _ => Peer::Gone,
@@ -341,10 +362,15 @@ fn find_ends(all: &mut [(u32, &mut State)]) {
     }
     for (position, state) in all {
         if let Role::Listening { waiting, .. } = &mut state.role {
-            *waiting = waits
-                .iter()
-                .filter(|(at, _)| at == position)
-                .map(|(_, client)| *client)
+            let here = waits.iter().filter(|(at, ..)| at == position);
+            *waiting = here
+                .map(|(_, client, from, to)| Waiter {
+                    client: Some(*client),
+                    from: from.clone(),
+                    to: to.clone(),
+                    data: Vec::new(),
+                    finished: false,
+                })
                 .collect();
         }
     }
@@ -370,11 +396,16 @@ fn ip(address: &[u8]) -> [u8; 16] {
     ip
 }
 
+/// Are both ends of a connection in the sandbox?
+pub(super) fn is_inside(local: &[u8], remote: &[u8]) -> bool {
+    is_loopback(remote) || ip(remote) == ip(local)
+}
+
 pub(super) fn port(address: &[u8]) -> u16 {
     address.get(2..4).map_or(0, |p| u16::from_be_bytes([p[0], p[1]]))
 }
 
-fn end(address: &[u8]) -> End {
+pub(super) fn end(address: &[u8]) -> End {
     (ip(address), port(address))
 }
 

@@ -15,8 +15,8 @@ use super::restore::Restore;
 use super::room;
 use super::tables::Kind;
 use super::tcp::{
-    self, Connection, Peer, RECEIVE_QUEUE, Role, SEND_QUEUE, State, TCP_QUEUE_SEQ, TCP_REPAIR,
-    TCP_REPAIR_QUEUE,
+    self, Connection, LISTEN, Peer, RECEIVE_QUEUE, Role, SEND_QUEUE, State, TCP_QUEUE_SEQ, TCP_REPAIR,
+    TCP_REPAIR_QUEUE, Waiter,
 };
 
 const TCP_REPAIR_OPTIONS: i32 = 22;
@@ -83,11 +83,38 @@ fn fits(wanted: &State, now: &State, serves: &HashMap<u32, u32>) -> bool {
         } => Role::Listening {
             backlog,
             count,
-            waiting: waiting.into_iter().map(one).collect(),
+            waiting: waiting
+                .into_iter()
+                .map(|w| Waiter {
+                    client: w.client.map(one),
+                    ..w
+                })
+                .collect(),
         },
         closed @ Role::Closed { .. } => closed,
     };
-    wanted.local == now.local && wanted.role == role
+    wanted.local == now.local
+        && match (&wanted.role, &role) {
+            (
+                Role::Listening {
+                    backlog,
+                    waiting,
+                    count,
+                },
+                Role::Listening {
+                    backlog: b,
+                    waiting: w,
+                    count: c,
+                },
+            ) => (backlog, count) == (b, c) && same_clients(waiting, w),
+            (wanted, role) => wanted == role,
+        }
+}
+
+/// What the clients have sent, they know best; and they come in the order they came in.
+fn same_clients(wanted: &[Waiter], now: &[Waiter]) -> bool {
+    let held = wanted.iter().all(|w| w.client.is_some() && !w.finished);
+    held && wanted.len() == now.len() && wanted.iter().all(|w| now.iter().any(|n| n.client == w.client))
 }
 
 /// Ends a connection without telling the peer, for a socket that is about to be closed; no matter if it is none.
@@ -95,11 +122,17 @@ pub(super) fn end_silently(socket: BorrowedFd<'_>) -> Result<(), Error> {
     if super::socket::sort(socket)? != super::socket::Sort::Tcp {
         return Ok(());
     }
-    // Refused for listening sockets, which have nothing to tell.
-    if set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR, 1).is_ok() {
-        connect(socket, &[0; 16]).map_err(making("the end of a TCP connection"))?;
+    // Listening sockets have nothing to tell.
+    if tcp::info(socket).is_ok_and(|info| info.state == LISTEN) {
+        return Ok(());
     }
-    Ok(())
+    forget(socket).map_err(making("the end of a TCP connection"))
+}
+
+/// Has one end forget its connection without a word. It is in repair mode then.
+pub(super) fn forget(socket: BorrowedFd<'_>) -> io::Result<()> {
+    set_int_option(socket, libc::IPPROTO_TCP, TCP_REPAIR, 1)?;
+    connect(socket, &[0; 16])
 }
 
 /// Makes what is missing, and sets the options of all.
@@ -158,6 +191,29 @@ fn make_all(missing: &[(usize, &State)]) -> io::Result<HashMap<usize, OwnedFd>> 
             make_connection(*wanted, state, connection, missing, &mut made)?;
         }
     }
+    for (_, state) in missing {
+        if let Role::Listening { waiting, .. } = &state.role {
+            for waiter in waiting {
+                let Some(client) = waiter.client else {
+                    come_again(&waiter.from, &waiter.to, waiter)?;
+                    continue;
+                };
+                let of_client = missing.iter().find(|(w, _)| *w == client as usize);
+                let Some((
+                    _,
+                    State {
+                        local,
+                        role: Role::Connected(connection),
+                        ..
+                    },
+                )) = of_client
+                else {
+                    return Err(io::Error::other("one who waits to be accepted was not made"));
+                };
+                made.insert(client as usize, come_again(local, &connection.remote, waiter)?);
+            }
+        }
+    }
     Ok(made)
 }
 
@@ -207,24 +263,24 @@ fn make_connection(
             drop(b);
             made.insert(wanted, a);
         }
-        // What it has sent already cannot be read before it is accepted: a connection that was reset. The counter
-        // starts at one, for the handshake.
-        Peer::At(_) if connection.counters.1 > 1 || !connection.unsent.is_empty() => {
-            let (a, b) = join(state, connection, state.six)?;
-            reset(b.as_fd())?;
-            drop(b);
-            made.insert(wanted, a);
-        }
-        Peer::At(_) => {
-            let socket = new_socket(state)?;
-            set_int_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
-            destroy(&state.local, &connection.remote)?;
-            bind(&socket, &state.local)?;
-            connect(&socket, &connection.remote)?;
-            made.insert(wanted, socket);
-        }
+        // Made when its listener is.
+        Peer::At(_) => {}
     }
     Ok(())
+}
+
+/// A client that connects, sends what it has sent, and waits to be accepted.
+pub(super) fn come_again(local: &[u8], remote: &[u8], waiter: &Waiter) -> io::Result<OwnedFd> {
+    let socket = new_socket_of(local.first() == Some(&(libc::AF_INET6 as u8)))?;
+    set_int_option(&socket, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    destroy(local, remote)?;
+    bind(&socket, local)?;
+    connect(&socket, remote)?;
+    send_all(socket.as_fd(), &waiter.data)?;
+    if waiter.finished {
+        shutdown(&socket, Shutdown::Write)?;
+    }
+    Ok(socket)
 }
 
 /// Closing it will reset the connection instead of ending it.
@@ -348,20 +404,27 @@ fn end(local: &[u8], remote: &[u8], six: bool, sends: u32, receives: u32) -> io:
 /// Sends what `theirs` had received, or was about to, from `ours`.
 fn resend(from: BorrowedFd<'_>, ours: &Connection, theirs: &Connection) -> io::Result<()> {
     let flight = [theirs.received.as_slice(), ours.unsent.as_slice()].concat();
-    if !flight.is_empty() {
-        let room = i32::try_from(flight.len())
-            .unwrap_or(i32::MAX / 4)
-            .saturating_add(1 << 16);
-        set_int_option(from, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room)?;
-        let mut rest = flight.as_slice();
-        while !rest.is_empty() {
-            rest = &rest[send(from, rest, Attachments::default())?..];
-        }
-    }
+    send_all(from, &flight)?;
     if ours.finished {
         shutdown(from, Shutdown::Write)?;
     }
     Ok(())
+}
+
+fn send_all(from: BorrowedFd<'_>, mut rest: &[u8]) -> io::Result<()> {
+    if !rest.is_empty() {
+        make_room(from, rest.len())?;
+    }
+    while !rest.is_empty() {
+        rest = &rest[send(from, rest, Attachments::default())?..];
+    }
+    Ok(())
+}
+
+/// Lets the send buffer hold that much.
+pub(super) fn make_room(socket: BorrowedFd<'_>, len: usize) -> io::Result<()> {
+    let room = i32::try_from(len).unwrap_or(i32::MAX / 4).saturating_add(1 << 16);
+    set_int_option(socket, libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use deltabox_sys::socket::{Attachments, Message, bind, int_option, local_address, set_int_option};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
-use super::error::{Error, Refusal, making};
+use super::error::{Error, making};
 use super::live::Live;
 use super::room;
 use super::unix::{self, Now};
@@ -28,7 +28,13 @@ pub(super) fn renew(live: &Live, now: &Now, position: usize) -> Result<Vec<Queue
     let socket = live.duplicate(position)?;
     let source = match source(live, now, position)? {
         Some(source) if !live.queues.contains_key(&position) => source,
-        _ => return Err(refused(live, position)),
+        _ => {
+            return Err(live.refusal(
+                position,
+                "empty messages wait in it, and what is behind them cannot be looked at",
+                "have the program receive them first",
+            ));
+        }
     };
     let asked = int_option(&socket, libc::SOL_SOCKET, libc::SO_PASSCRED).map_err(failed())?;
     let ask = |value| set_int_option(&socket, libc::SOL_SOCKET, libc::SO_PASSCRED, value);
@@ -131,15 +137,4 @@ pub(super) fn stand_in(live: &Live, name: &[u8]) -> Result<OwnedFd, Error> {
         None => {}
     }
     Ok(socket)
-}
-
-fn refused(live: &Live, position: usize) -> Error {
-    let (process, fd) = live.name(position);
-    Error::Refused(vec![Refusal {
-        process,
-        fd,
-        what: String::from_utf8_lossy(&live.descriptions[position].link).into_owned(),
-        why: "empty messages wait in it, and what is behind them cannot be looked at".into(),
-        remedy: "have the program receive them first".into(),
-    }])
 }
