@@ -50,16 +50,10 @@ impl<H: Host> Stopped<'_, H> {
             descriptors,
             ipc: mut objects,
         } = survey;
-        let Engine {
-            host,
-            externals,
-            contents,
-            ipc,
-            ..
-        } = &mut *self.engine;
+        let Engine { host, ipc, .. } = &mut *self.engine;
         ipc.capture_named(&mut objects, host.first_id())?;
         let previous: Option<&Tables> = previous.map(|image| &image.descriptors);
-        let descriptors = descriptor::capture(&descriptors, externals, previous, &mut **contents)?;
+        let descriptors = self.capture_descriptors(descriptors, previous)?;
         self.report.add("descriptors", start.elapsed());
         Ok(Image {
             processes,
@@ -68,6 +62,24 @@ impl<H: Host> Stopped<'_, H> {
             ipc: objects,
             descriptors,
         })
+    }
+
+    fn capture_descriptors(
+        &mut self,
+        mut live: descriptor::Live,
+        previous: Option<&Tables>,
+    ) -> Result<Tables, descriptor::Error> {
+        let Engine {
+            externals, contents, ..
+        } = &mut *self.engine;
+        let mut tables = descriptor::capture(&mut live, externals, previous, &mut **contents)?;
+        let needs_settling = live.needs_settling();
+        drop(live);
+        if needs_settling {
+            let environment = self.engine.environment();
+            descriptor::settle(&mut self.tree.processes, &mut tables, &environment)?;
+        }
+        Ok(tables)
     }
 
     fn capture_process(&mut self, place: usize) -> Result<Arc<ProcessImage>, TraceError> {

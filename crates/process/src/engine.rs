@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::ahead::Ahead;
-use crate::descriptor::{self, Contents, Externals, Member};
+use crate::descriptor::{self, Contents, Environment, Externals, Member};
 use crate::error::TraceError;
 use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
@@ -225,6 +225,18 @@ impl<H: Host> Engine<H> {
             live.instruction = instruction;
         }
         Ok(())
+    }
+
+    /// What descriptors are restored from.
+    pub(crate) fn environment(&self) -> Environment<'_> {
+        Environment {
+            root: self.host.root(),
+            first_id: self.host.first_id(),
+            network: Some(self.host.net_namespace()),
+            ipc: self.ipc.namespace(),
+            externals: &self.externals,
+            contents: &*self.contents,
+        }
     }
 
     /// Drops what is known of processes that are not there any more.

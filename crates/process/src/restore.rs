@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 use thiserror::Error;
 
 use crate::credentials::Seen;
-use crate::descriptor::{self, Environment};
+use crate::descriptor;
 use crate::engine::{Engine, Scanned, Stopped, parent_of};
 use crate::error::TraceError;
 use crate::hold::Hold;
@@ -101,22 +101,9 @@ impl<H: Host> Stopped<'_, H> {
             restore_process(self.engine, process, wanted, fresh, &files, &mut self.report)?;
         }
         let start = Instant::now();
-        let Engine {
-            host,
-            externals,
-            contents,
-            ipc,
-            ..
-        } = &mut *self.engine;
-        ipc.restore(host.first_id(), &mut self.tree, image)?;
-        let environment = Environment {
-            root: host.root(),
-            first_id: host.first_id(),
-            network: Some(host.net_namespace()),
-            ipc: ipc.namespace(),
-            externals,
-            contents: &**contents,
-        };
+        let first = self.engine.host.first_id();
+        self.engine.ipc.restore(first, &mut self.tree, image)?;
+        let environment = self.engine.environment();
         descriptor::restore(&mut self.tree.processes, &image.descriptors, &environment)?;
         self.report.add("descriptors", start.elapsed());
         self.engine.forget_others(&self.tree);

@@ -169,6 +169,99 @@ steps(change, check)
     .round_trip_once();
 }
 
+/// Data, descriptors and clients that are gone already, in connections that nobody has accepted.
+#[test]
+fn what_waits_to_be_accepted_comes_back() {
+    Target::start(
+        r#"
+os.chdir("@DIR@")
+listener = socket.socket(socket.AF_UNIX)
+listener.bind("listener")
+listener.listen(9)
+def connect():
+    s = socket.socket(socket.AF_UNIX)
+    s.connect("listener")
+    return s
+first, second, third = connect(), connect(), connect()
+gone = connect()
+r, w = os.pipe()
+os.write(w, b"piped")
+socket.send_fds(second, [b"with a pipe"], [r])
+os.close(r)
+third.send(b"and over")
+third.shutdown(socket.SHUT_WR)
+gone.send(b"farewell")
+gone.close()
+poll = select.epoll()
+poll.register(second, select.EPOLLIN)
+def table():
+    return sorted(int(n) for n in os.listdir("/proc/self/fd"))[:-1]
+def change():
+    for _ in range(2):
+        accepted, _ = listener.accept()
+        accepted.close()
+    os.close(first.fileno())
+    os.close(third.fileno())
+def check():
+    accepted = [listener.accept()[0] for _ in range(4)]
+    for s in accepted:
+        s.settimeout(2)
+    first.send(b"first")
+    assert accepted[0].recv(100) == b"first"
+    message, fds, flags, _ = socket.recv_fds(accepted[1], 100, 10)
+    assert message == b"with a pipe" and os.read(fds[0], 10) == b"piped"
+    assert [accepted[2].recv(100) for _ in range(2)] == [b"and over", b""]
+    assert [accepted[3].recv(100) for _ in range(2)] == [b"farewell", b""]
+    assert not poll.poll(0)
+    accepted[1].send(b"back")
+    assert poll.poll(2) == [(second.fileno(), select.EPOLLIN)]
+    assert struct.unpack("iII", accepted[1].getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0] == os.getpid()
+    for s in accepted:
+        s.close()
+    os.close(fds[0])
+steps(change, check)
+"#,
+    )
+    .round_trip_replacing();
+}
+
+/// The file of a socket may be somewhere else than its name says, or nowhere.
+#[test]
+fn sockets_with_renamed_and_removed_files_come_back() {
+    Target::start(
+        r#"
+os.chdir("@DIR@")
+renamed = socket.socket(socket.AF_UNIX)
+renamed.bind("before")
+renamed.listen()
+os.rename("before", "after")
+removed = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+removed.bind("@DIR@/removed")
+client = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+client.connect("removed")
+os.unlink("removed")
+client.send(b"one"); client.send(b""); client.send(b"three")
+os.mkdir("sub")
+os.chdir("sub")
+def table():
+    return sorted(int(n) for n in os.listdir("/proc/self/fd"))[:-1]
+def change():
+    for s in (renamed, removed, client):
+        os.close(s.fileno())
+def check():
+    assert sorted(os.listdir("..")) == ["after", "sub"] and os.listdir(".") == []
+    assert renamed.getsockname() == "before" and removed.getsockname() == "@DIR@/removed"
+    s = socket.socket(socket.AF_UNIX)
+    s.connect("../after")
+    renamed.accept()
+    assert [removed.recv(10) for _ in range(3)] == [b"one", b"", b"three"]
+    client.send(b"one"); client.send(b""); client.send(b"three")
+steps(change, check)
+"#,
+    )
+    .round_trip_once();
+}
+
 #[test]
 fn named_datagram_sockets_come_back() {
     Target::start(

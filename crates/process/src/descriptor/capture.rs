@@ -15,7 +15,7 @@ use super::place::Place;
 use super::tables::{Description, Kind, ObjectKey, Slot, Table, Tables};
 use super::{
     chardev, directory, epoll, eventfd, fifo, inotify, lock, memfd, mqueue, multicast, pidfd, pipe, pty,
-    regular, signalfd, socket, tcp, tcp_backlog, timerfd, unix,
+    regular, signalfd, socket, tcp, tcp_backlog, timerfd, unix, unix_backlog,
 };
 
 /// Finds everything that cannot be carried. Nothing is changed.
@@ -92,11 +92,19 @@ pub(super) struct Capture<'a> {
 }
 
 pub(super) fn capture(
-    live: &Live,
+    live: &mut Live,
     externals: &Externals,
     previous: Option<&Tables>,
     contents: &mut dyn Contents,
 ) -> Result<Tables, Error> {
+    let mut unix = None;
+    if live.descriptions.iter().any(LiveDescription::is_unix_socket) {
+        let mut now = unix::Now::read(live)?;
+        unix_backlog::lift(live, &now, previous)?;
+        now.note_positions(live);
+        unix = Some(Rc::new(now));
+    }
+    let live = &*live;
     let (tables, pipes, ptys) = (Tables::default(), HashMap::new(), HashMap::new());
     let mut capture = Capture {
         live,
@@ -105,7 +113,7 @@ pub(super) fn capture(
         tables,
         pipes,
         ptys,
-        unix: None,
+        unix,
         groups: None,
     };
     // Queued descriptors come after those of the tables, so that positions agree with the live ones at first.

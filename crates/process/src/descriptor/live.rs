@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use deltabox_sys::kcmp;
+use deltabox_sys::socket::Message;
 use rustix::fs::{AtFlags, Mode, OFlags, Statx, StatxFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
@@ -65,6 +66,10 @@ pub struct Live {
     pub(super) network: Option<OwnedFd>,
     /// What waits in unix sockets that have descriptors queued; those descriptions are in `descriptions` too.
     pub(super) queues: HashMap<usize, unix::Queue>,
+    /// Who waits at listening unix sockets, where that is known in full.
+    pub(super) backlogs: HashMap<usize, Vec<unix::Waiter>>,
+    /// Connections were accepted by our side to know that: their clients have to be connected anew.
+    pub(super) is_lifted: bool,
 }
 
 #[derive(Debug)]
@@ -141,6 +146,8 @@ impl Live {
             first_id,
             network: None,
             queues: HashMap::new(),
+            backlogs: HashMap::new(),
+            is_lifted: false,
         };
         fdinfo::forget_others(members.iter().map(|member| member.pid));
         let mut entries = Vec::new();
@@ -149,7 +156,7 @@ impl Live {
             live.add_process(member, &mut tables, &mut entries)?;
         }
         live.group(entries)?;
-        live.look_into_queues()?;
+        live.look_into_queues(0)?;
         Ok(live)
     }
 
@@ -292,29 +299,20 @@ impl Live {
         }
     }
 
-    /// Adds the descriptions that are queued in unix sockets, those in sockets that are queued themselves included.
-    fn look_into_queues(&mut self) -> Result<(), Error> {
-        let mut at = 0;
+    /// Adds the descriptions that are queued in unix sockets, from a position on, those in sockets that are queued
+    /// themselves included.
+    fn look_into_queues(&mut self, mut at: usize) -> Result<(), Error> {
         while at < self.descriptions.len() {
             let has = self.descriptions[at].field("scm_fds").is_some_and(|n| n != "0");
             if has {
                 let looked =
                     unix_queue::peek(self.pull(at)?).map_err(making("the queue of a unix socket"))?;
-                let messages = looked.messages;
-                let mut queue = Vec::with_capacity(messages.len());
-                for mut message in messages {
-                    let descriptors = std::mem::take(&mut message.descriptors);
-                    let found: Result<Vec<u32>, Error> = descriptors
-                        .into_iter()
-                        .map(|fd| self.add_queued(fd, at))
-                        .collect();
-                    queue.push(Queued {
-                        descriptors: found?,
-                        ..unix::known(self, &message)
-                    });
+                let mut messages = Vec::with_capacity(looked.messages.len());
+                for message in looked.messages {
+                    messages.push(self.add_message(message, at)?);
                 }
                 let queue = unix::Queue {
-                    messages: queue,
+                    messages,
                     is_hidden: looked.is_hidden,
                 };
                 self.queues.insert(at, queue);
@@ -322,6 +320,25 @@ impl Live {
             at += 1;
         }
         Ok(())
+    }
+
+    fn add_message(&mut self, mut message: Message, socket: usize) -> Result<Queued, Error> {
+        let mut descriptors = Vec::new();
+        for fd in std::mem::take(&mut message.descriptors) {
+            descriptors.push(self.add_queued(fd, socket)?);
+        }
+        Ok(Queued {
+            descriptors,
+            ..unix::known(self, &message)
+        })
+    }
+
+    /// A message that was taken out of a socket; what came with it is added, and what is queued in that.
+    pub(super) fn queued(&mut self, message: Message, socket: usize) -> Result<Queued, Error> {
+        let known = self.descriptions.len();
+        let queued = self.add_message(message, socket)?;
+        self.look_into_queues(known)?;
+        Ok(queued)
     }
 
     /// Finds the description of a descriptor that was queued in the socket at `socket`, or adds it.
@@ -460,6 +477,12 @@ impl Live {
         }])
     }
 
+    /// Something was taken out to be captured, and has to be put back.
+    #[must_use]
+    pub fn needs_settling(&self) -> bool {
+        self.is_lifted
+    }
+
     /// Number of processes, descriptors and descriptions.
     #[must_use]
     pub fn count(&self) -> (usize, usize, usize) {
@@ -476,6 +499,11 @@ impl LiveDescription {
 
     pub fn is_socket(&self) -> bool {
         self.mode & libc::S_IFMT == libc::S_IFSOCK
+    }
+
+    /// Only unix sockets tell how many descriptors are queued in them.
+    pub fn is_unix_socket(&self) -> bool {
+        self.field("scm_fds").is_some()
     }
 
     /// The value of a line `name:  value` of fdinfo.

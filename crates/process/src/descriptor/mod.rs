@@ -50,6 +50,7 @@ mod tcp_make;
 pub mod timerfd;
 pub mod udp;
 pub mod unix;
+mod unix_backlog;
 mod unix_fit;
 mod unix_make;
 mod unix_name;
@@ -59,6 +60,7 @@ mod unix_renew;
 use std::os::fd::BorrowedFd;
 
 use crate::ids::FirstId;
+use crate::stop::Process;
 
 pub use contents::{ContentDirectory, Contents};
 pub use error::{Error, Refusal};
@@ -89,16 +91,29 @@ pub fn survey(
     }
 }
 
-/// Captures what [`survey`] found. The programs cannot tell. `previous` are the tables of the checkpoint before:
-/// contents that did not change are kept by reference.
+/// Captures what [`survey`] found. `previous` are the tables of the checkpoint before: contents that did not change are
+/// kept by reference. The programs cannot tell, once [`settle`] has been called where [`Live::needs_settling`] says so.
 ///
 /// # Errors
 /// When an object cannot be asked for its state.
 pub fn capture(
-    live: &Live,
+    live: &mut Live,
     externals: &Externals,
     previous: Option<&Tables>,
     contents: &mut dyn Contents,
 ) -> Result<Tables, Error> {
     capture::capture(live, externals, previous, contents)
+}
+
+/// Puts back what could only be captured by taking it out, and notes that in the tables. To be called when the [`Live`]
+/// tables are dropped.
+///
+/// # Errors
+/// As [`restore`].
+pub fn settle(
+    processes: &mut [Process],
+    tables: &mut Tables,
+    environment: &Environment<'_>,
+) -> Result<(), Error> {
+    unix_backlog::settle(processes, tables, environment)
 }

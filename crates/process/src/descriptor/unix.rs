@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use deltabox_sys::socket::{Credentials, Message, int_option, local_address, option, output_queue_bytes};
+use deltabox_sys::socket::{Credentials, Message, int_option, local_address, option};
 use serde::{Deserialize, Serialize};
 
 use super::diag::{UnixSocket, unix_sockets};
@@ -16,7 +16,7 @@ use super::live::Live;
 use super::options::{self, Family, Opt};
 use super::place::Place;
 use super::unix_queue::{Identity, Queued, peek};
-use super::{room, unix_name, unix_renew};
+use super::{room, unix_backlog, unix_name, unix_renew};
 
 /// A unix socket.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,14 +44,24 @@ pub enum Role {
     Idle,
     Listening {
         backlog: u32,
-        /// Those who wait to be accepted, oldest first. `None`: one that nobody holds any more.
-        waiting: Vec<Option<u32>>,
+        /// Those who wait to be accepted, oldest first.
+        waiting: Vec<Waiter>,
     },
     /// `None`: the peer is closed, or outside of the sandbox.
     Connected { peer: Option<u32> },
-    /// Connected to a listener that has not accepted it yet. `unseen`: it has sent something already, which nobody
-    /// can read before it is accepted; made again, such a connection is one that was reset.
-    Waiting { unseen: bool },
+    /// Connected to a listener that has not accepted it yet. `sent`: how much memory what it has sent takes.
+    Waiting { sent: u32 },
+}
+
+/// A connection that was not accepted yet.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiter {
+    /// `None`: one that nobody holds any more.
+    pub client: Option<u32>,
+    /// Who has connected it, if that is known.
+    pub by: Option<Identity>,
+    /// What was sent into it.
+    pub sent: Vec<Queued>,
 }
 
 /// All unix sockets of the sandbox as they are now.
@@ -65,19 +75,26 @@ pub(super) struct Now {
 impl Now {
     pub(super) fn read(live: &Live) -> Result<Now, Error> {
         let diag = room::inside(live, None, unix_sockets).map_err(making("the list of unix sockets"))?;
-        let sockets = live
-            .descriptions
-            .iter()
-            .enumerate()
-            .filter(|(_, d)| d.is_socket());
-        let by_ino = sockets
-            .map(|(position, d)| (d.object.ino as u32, position))
-            .collect();
         let waits = diag
             .iter()
             .flat_map(|(ino, socket)| socket.waiting.iter().map(move |client| (*client, *ino)))
             .collect();
-        Ok(Now { diag, by_ino, waits })
+        let mut now = Now {
+            diag,
+            by_ino: HashMap::new(),
+            waits,
+        };
+        now.note_positions(live);
+        Ok(now)
+    }
+
+    /// Notes where each socket is.
+    pub(super) fn note_positions(&mut self, live: &Live) {
+        let all = live.descriptions.iter().enumerate();
+        let sockets = all.filter(|(_, d)| d.is_socket());
+        self.by_ino = sockets
+            .map(|(position, d)| (d.object.ino as u32, position))
+            .collect();
     }
 
     /// What the kernel says of a live socket.
@@ -96,15 +113,19 @@ pub(super) fn role(now: &Now, live: &Live, position: usize, kind: i32, has_peer:
     let found = now.of(live, position);
     let at = |ino: u32| now.position(ino).map(|p| p as u32);
     if found.listening {
-        let waiting = found.waiting.iter().map(|&ino| at(ino)).collect();
+        let waiting = found.waiting.iter().map(|&ino| Waiter {
+            client: at(ino),
+            by: None,
+            sent: Vec::new(),
+        });
         return Role::Listening {
             backlog: found.backlog,
-            waiting,
+            waiting: waiting.collect(),
         };
     }
     let ino = live.descriptions[position].object.ino as u32;
     if now.waits.contains_key(&ino) {
-        return Role::Waiting { unseen: false };
+        return Role::Waiting { sent: 0 };
     }
     match found.peer {
         Some(peer) => Role::Connected { peer: at(peer) },
@@ -142,8 +163,10 @@ pub(super) fn capture(live: &Live, now: &Now, position: usize) -> Result<State, 
     let connected = was_connected(socket)?;
     let found = now.of(live, position);
     let mut role = role(now, live, position, kind, connected);
-    if let Role::Waiting { unseen } = &mut role {
-        *unseen = output_queue_bytes(socket).map_err(failed())? > 0;
+    match (&mut role, live.backlogs.get(&position)) {
+        (Role::Listening { waiting, .. }, Some(known)) => waiting.clone_from(known),
+        (Role::Waiting { sent }, _) => *sent = unix_backlog::sent(live, position)?,
+        _ => {}
     }
     let queue = match (&role, queue(live, position)?) {
         (Role::Listening { .. }, _) => Vec::new(),

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
-use deltabox_sys::socket::{int_option, local_address, output_queue_bytes};
+use deltabox_sys::socket::{int_option, local_address};
 
 use super::error::{Error, making};
 use super::restore::Restore;
 use super::tables::Kind;
-use super::unix::{self, Now, Role, State};
-use super::unix_name;
+use super::unix::{self, Now, Role, State, Waiter};
+use super::{unix_backlog, unix_name};
 
 pub(super) fn state<'a>(restore: &Restore<'a>, wanted: usize) -> Option<&'a State> {
     match &restore.wanted.descriptions[wanted].kind {
@@ -63,11 +63,11 @@ pub(super) fn serves(restore: &Restore<'_>) -> HashMap<usize, u32> {
 fn stranded(restore: &Restore<'_>, sockets: &[usize]) -> Vec<usize> {
     let new = sockets.iter().filter(|&&w| restore.kept[w].is_none());
     new.filter_map(|&w| match &state(restore, w)?.role {
-        Role::Listening { waiting, .. } => Some(waiting.iter().flatten()),
+        Role::Listening { waiting, .. } => Some(waiting.iter().filter_map(|w| w.client)),
         _ => None,
     })
     .flatten()
-    .map(|&client| client as usize)
+    .map(|client| client as usize)
     .filter(|&client| restore.kept[client].is_some())
     .collect()
 }
@@ -107,8 +107,8 @@ fn fits(
     let found = now.of(restore.live, live);
     let connected = unix::was_connected(socket.as_fd())?;
     let mut role = translate(unix::role(now, restore.live, live, kind, connected), serves);
-    if let Role::Waiting { unseen } = &mut role {
-        *unseen = output_queue_bytes(&socket).map_err(failed())? > 0;
+    if let Role::Waiting { sent } = &mut role {
+        *sent = unix_backlog::sent(restore.live, live)?;
     }
     let file_is_right = match &wanted.file {
         Some(place) => unix_name::leads_to(restore.environment.root, place, socket.as_fd())?,
@@ -119,7 +119,7 @@ fn fits(
     };
     let same = kind == wanted.kind
         && file_is_right
-        && role == wanted.role
+        && is_role(&wanted.role, &role)
         && found.shutdown & !wanted.shutdown == 0
         && local_address(&socket).map_err(failed())? == wanted.name
         && unix::credentials(restore.live, socket.as_fd())? == wanted.credentials;
@@ -131,17 +131,42 @@ fn fits(
     Ok(reachable || queue_is_right(restore, serves, wanted, live)?)
 }
 
+/// Clients can be connected to a listener that nobody waits at. What they have sent, they know themselves.
+fn is_role(wanted: &Role, now: &Role) -> bool {
+    match (wanted, now) {
+        (
+            Role::Listening { backlog, waiting },
+            Role::Listening {
+                backlog: backlog_now,
+                waiting: now,
+            },
+        ) => {
+            let clients =
+                |waiting: &[Waiter]| -> Option<Vec<u32>> { waiting.iter().map(|w| w.client).collect() };
+            let same = clients(waiting).is_some() && clients(waiting) == clients(now);
+            backlog == backlog_now && (now.is_empty() || same)
+        }
+        _ => wanted == now,
+    }
+}
+
 fn translate(role: Role, serves: &HashMap<usize, u32>) -> Role {
     // What serves as nothing must not look like "nobody".
     let one = |live: u32| serves.get(&(live as usize)).copied().unwrap_or(u32::MAX);
     match role {
         Role::Listening { backlog, waiting } => Role::Listening {
             backlog,
-            waiting: waiting.into_iter().map(|w| w.map(one)).collect(),
+            waiting: waiting
+                .into_iter()
+                .map(|w| Waiter {
+                    client: w.client.map(one),
+                    ..w
+                })
+                .collect(),
         },
         Role::Connected { peer } => Role::Connected { peer: peer.map(one) },
         Role::Idle => Role::Idle,
-        Role::Waiting { unseen } => Role::Waiting { unseen },
+        Role::Waiting { sent } => Role::Waiting { sent },
     }
 }
 

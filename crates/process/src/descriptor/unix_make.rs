@@ -22,7 +22,7 @@ use super::unix::{Role, State};
 use super::unix_fit::{is_abstract, queue_is_right, serves, sockets, state};
 use super::unix_name::{self, Way};
 use super::unix_queue::{self, Identity, Queued};
-use super::unix_renew;
+use super::{unix_backlog, unix_renew};
 use crate::stop::Process;
 
 /// Makes what is missing and puts everything into its wanted state.
@@ -41,6 +41,7 @@ pub(super) fn restore_all(restore: &mut Restore<'_>, processes: &mut [Process]) 
         processes,
         partners: HashMap::new(),
         listeners: Vec::new(),
+        gone: Vec::new(),
     };
     for &wanted in &new {
         maker.plain(wanted)?;
@@ -49,9 +50,10 @@ pub(super) fn restore_all(restore: &mut Restore<'_>, processes: &mut [Process]) 
         maker.connected(wanted)?;
     }
     for &wanted in &sockets {
-        maker.waiting(wanted, &new)?;
+        maker.waiting(wanted)?;
     }
     maker.fill(&sockets)?;
+    maker.fill_waiting(&sockets)?;
     maker.finish(&sockets)
 }
 
@@ -71,6 +73,8 @@ struct Maker<'m, 'r> {
     partners: HashMap<usize, OwnedFd>,
     /// Listeners of ours that connections are made with.
     listeners: Vec<Listener>,
+    /// Connections that are not accepted yet and whose other end nobody holds: closed when their content is sent.
+    gone: Vec<(OwnedFd, &'r [Queued])>,
 }
 
 impl<'r> Maker<'_, 'r> {
@@ -306,36 +310,62 @@ impl<'r> Maker<'_, 'r> {
     }
 
     /// Those who wait at a listener connect again, in their order.
-    fn waiting(&mut self, wanted: usize, new: &BTreeSet<usize>) -> Result<(), Error> {
+    fn waiting(&mut self, wanted: usize) -> Result<(), Error> {
         let state = self.state(wanted)?;
         let Role::Listening { waiting, .. } = &state.role else {
             return Ok(());
         };
-        if !new.contains(&wanted) {
+        if waiting.is_empty() || unix_backlog::has_waiting(self.restore.object(wanted)?)? {
             return Ok(());
         }
         let way = self.way(wanted)?;
-        for client in waiting {
+        for waiter in waiting {
             let socket = self.new_socket(state.kind)?;
             // Never wait: with as many as before there is room.
             let flags = rustix::fs::OFlags::NONBLOCK;
             rustix::fs::fcntl_setfl(&socket, flags).map_err(making("a unix socket"))?;
-            let Some(client) = *client else {
-                // Its owner is gone; the listener still accepts it, and finds it closed.
-                self.connect(&socket, None, &way)?;
+            let Some(client) = waiter.client else {
+                self.connect(&socket, waiter.by, &way)?;
+                self.gone.push((socket, &waiter.sent));
                 continue;
             };
             let client = client as usize;
-            let of_client = self.state(client)?;
-            if of_client.role == (Role::Waiting { unseen: true }) {
-                let (end, _closed) = self.socket_pair(state.kind, of_client.credentials)?;
-                self.connect(&socket, None, &way)?;
-                self.restore.made[client] = Some(end);
-                continue;
-            }
-            unix_name::bind(self.restore, &socket, &of_client.name, None)?;
-            self.connect(&socket, holder(self.restore, client), &way)?;
+            unix_name::bind(self.restore, &socket, &self.state(client)?.name, None)?;
+            let by = waiter.by.or_else(|| holder(self.restore, client));
+            self.connect(&socket, by, &way)?;
             self.restore.made[client] = Some(socket);
+        }
+        Ok(())
+    }
+
+    /// Sends into connections that nobody accepts yet.
+    fn fill_waiting(&mut self, sockets: &[usize]) -> Result<(), Error> {
+        let failed = || making("a connection not accepted yet");
+        for &wanted in sockets {
+            let Role::Listening { waiting, .. } = &self.state(wanted)?.role else {
+                continue;
+            };
+            for waiter in waiting {
+                let Some(client) = waiter.client.map(|c| c as usize) else {
+                    continue;
+                };
+                if let Some(socket) = &self.restore.made[client] {
+                    apply_send_buffer(socket.as_fd(), self.state(client)?).map_err(failed())?;
+                    self.send(socket.as_fd(), &waiter.sent)?;
+                }
+            }
+        }
+        for (socket, sent) in std::mem::take(&mut self.gone) {
+            self.send(socket.as_fd(), sent)?;
+        }
+        Ok(())
+    }
+
+    fn send(&self, socket: BorrowedFd<'_>, messages: &[Queued]) -> Result<(), Error> {
+        for message in messages {
+            let descriptors = self.attached(message)?;
+            let with = self.attachments(message, &descriptors);
+            unix_queue::put(socket, &message.bytes, with).map_err(making("a connection not accepted yet"))?;
         }
         Ok(())
     }
@@ -366,13 +396,13 @@ impl<'r> Maker<'_, 'r> {
         Ok(())
     }
 
-    fn put(&self, wanted: usize, state: &State, message: &Queued) -> Result<(), Error> {
-        let failed = || making(format!("the queue of {}", self.restore.show(wanted)));
-        let descriptors = message
-            .descriptors
-            .iter()
-            .map(|&d| self.restore.object(d as usize));
-        let descriptors = descriptors.collect::<Result<Vec<BorrowedFd<'_>>, Error>>()?;
+    /// The descriptors that come with a message.
+    fn attached(&self, message: &Queued) -> Result<Vec<BorrowedFd<'_>>, Error> {
+        let all = message.descriptors.iter();
+        all.map(|&d| self.restore.object(d as usize)).collect()
+    }
+
+    fn attachments<'a>(&self, message: &Queued, descriptors: &'a [BorrowedFd<'a>]) -> Attachments<'a> {
         let credentials = message.credentials.and_then(|identity| {
             let pid = self.restore.live.outside(identity.process?)?;
             let first = self.restore.live.first_id;
@@ -382,12 +412,18 @@ impl<'r> Maker<'_, 'r> {
                 gid: first.outside(identity.gid),
             })
         });
-        let with = Attachments {
+        Attachments {
             address: &[],
-            descriptors: &descriptors,
+            descriptors,
             credentials,
             end_of_record: message.end_of_record,
-        };
+        }
+    }
+
+    fn put(&self, wanted: usize, state: &State, message: &Queued) -> Result<(), Error> {
+        let failed = || making(format!("the queue of {}", self.restore.show(wanted)));
+        let descriptors = self.attached(message)?;
+        let with = self.attachments(message, &descriptors);
         if let Some(partner) = self.partners.get(&wanted) {
             return unix_queue::put(partner.as_fd(), &message.bytes, with).map_err(failed());
         }
