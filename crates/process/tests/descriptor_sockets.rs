@@ -52,6 +52,37 @@ steps(change, check)
     .round_trip_once();
 }
 
+/// A peer that closed without having read everything: an error behind the last data.
+#[test]
+fn a_reset_that_nobody_has_seen_yet_comes_back() {
+    Target::start(
+        r#"
+a, b = socket.socketpair()
+a.send(b"never read")
+b.send(b"last words")
+b.close()
+c, d = socket.socketpair()
+c.send(b"never read")
+d.close()
+def table():
+    return sorted(int(n) for n in os.listdir("/proc/self/fd"))[:-1]
+def error(s):
+    try:
+        s.recv(10)
+    except ConnectionResetError:
+        return True
+def change():
+    a.recv(100)
+    error(a), error(c)
+def check():
+    assert a.recv(100) == b"last words"
+    assert error(a) and a.recv(10) == b"" and error(c)
+steps(change, check)
+"#,
+    )
+    .round_trip_once();
+}
+
 #[test]
 fn queued_descriptors_and_credentials_come_back() {
     Target::start(

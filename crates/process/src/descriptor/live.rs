@@ -314,6 +314,7 @@ impl Live {
                 let queue = unix::Queue {
                     messages,
                     is_hidden: looked.is_hidden,
+                    has_error: looked.has_error,
                 };
                 self.queues.insert(at, queue);
             }

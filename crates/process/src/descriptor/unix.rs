@@ -33,6 +33,8 @@ pub struct State {
     pub shutdown: u8,
     /// Whom the socket says its peer is (`SO_PEERCRED`).
     pub credentials: Option<Identity>,
+    /// The peer of a stream closed it without having read everything, which the program has not been told yet.
+    pub is_reset: bool,
     pub queue: Vec<Queued>,
 }
 
@@ -168,11 +170,21 @@ pub(super) fn capture(live: &Live, now: &Now, position: usize) -> Result<State, 
         (Role::Waiting { sent }, _) => *sent = unix_backlog::sent(live, position)?,
         _ => {}
     }
-    let queue = match (&role, queue(live, position)?) {
-        (Role::Listening { .. }, _) => Vec::new(),
-        (_, queue) if queue.is_hidden => unix_renew::renew(live, now, position)?,
-        (_, queue) => queue.messages,
-    };
+    let Queue {
+        mut messages,
+        is_hidden,
+        has_error,
+    } = queue(live, position)?;
+    if has_error && kind != libc::SOCK_STREAM {
+        return Err(live.refusal(
+            position,
+            "an error waits in it, which cannot be looked at without taking it out",
+            "have the program receive from it, and try again",
+        ));
+    }
+    if is_hidden {
+        messages = unix_renew::renew(live, now, position)?;
+    }
     let name = local_address(socket).map_err(failed())?;
     let file = match is_found(kind, &role) && name.len() > 2 {
         true => unix_name::file_of(live, socket)?,
@@ -186,7 +198,8 @@ pub(super) fn capture(live: &Live, now: &Now, position: usize) -> Result<State, 
         role,
         shutdown: found.shutdown,
         credentials: credentials(live, socket)?,
-        queue,
+        is_reset: has_error,
+        queue: messages,
     })
 }
 
@@ -202,6 +215,8 @@ pub(super) struct Queue {
     pub messages: Vec<Queued>,
     /// There are empty messages, which can be looked at only once: there may be more.
     pub is_hidden: bool,
+    /// An error waits, of a stream behind the messages, of others before them.
+    pub has_error: bool,
 }
 
 pub(super) fn queue(live: &Live, position: usize) -> Result<Queue, Error> {
@@ -213,6 +228,7 @@ pub(super) fn queue(live: &Live, position: usize) -> Result<Queue, Error> {
     Ok(Queue {
         messages: queued.collect(),
         is_hidden: looked.is_hidden,
+        has_error: looked.has_error,
     })
 }
 

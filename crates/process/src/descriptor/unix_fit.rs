@@ -8,7 +8,7 @@ use deltabox_sys::socket::{int_option, local_address};
 use super::error::{Error, making};
 use super::restore::Restore;
 use super::tables::Kind;
-use super::unix::{self, Now, Role, State, Waiter};
+use super::unix::{self, Now, Queue, Role, State, Waiter};
 use super::{unix_backlog, unix_name};
 
 pub(super) fn state<'a>(restore: &Restore<'a>, wanted: usize) -> Option<&'a State> {
@@ -126,9 +126,13 @@ fn fits(
     if !same || matches!(wanted.role, Role::Listening { .. }) {
         return Ok(same);
     }
+    let queue = unix::queue(restore.live, live)?;
+    if kind == libc::SOCK_STREAM && queue.has_error != wanted.is_reset {
+        return Ok(false);
+    }
     // A queue can only be refilled by somebody who can still send to it.
     let reachable = found.shutdown & 1 == 0 && !matches!(wanted.role, Role::Connected { peer: None });
-    Ok(reachable || queue_is_right(restore, serves, wanted, live)?)
+    Ok(reachable || is_queue(queue, serves, wanted))
 }
 
 /// Clients can be connected to a listener that nobody waits at. What they have sent, they know themselves.
@@ -176,11 +180,15 @@ pub(super) fn queue_is_right(
     wanted: &State,
     live: usize,
 ) -> Result<bool, Error> {
-    let mut now = unix::queue(restore.live, live)?;
+    Ok(is_queue(unix::queue(restore.live, live)?, serves, wanted))
+}
+
+fn is_queue(mut now: Queue, serves: &HashMap<usize, u32>, wanted: &State) -> bool {
     for message in &mut now.messages {
         for descriptor in &mut message.descriptors {
             *descriptor = serves.get(&(*descriptor as usize)).copied().unwrap_or(u32::MAX);
         }
     }
-    Ok(!now.is_hidden && now.messages == wanted.queue)
+    let is_seen = !now.is_hidden && now.has_error == wanted.is_reset;
+    is_seen && now.messages == wanted.queue
 }

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use deltabox_sys::socket::{Attachments, Credentials, bind, connect, set_int_option};
+use deltabox_sys::socket::{Attachments, Credentials, bind, connect, int_option, set_int_option};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socket_with, socketpair};
 
@@ -156,6 +156,11 @@ impl<'r> Maker<'_, 'r> {
             Some(peer) => self.pair(wanted, peer as usize),
             None => {
                 let (socket, partner) = self.ends(state, None)?;
+                if state.is_reset {
+                    // For the partner to leave unread.
+                    unix_queue::put(socket.as_fd(), &[0], Attachments::default())
+                        .map_err(making("a connection that was reset"))?;
+                }
                 self.restore.made[wanted] = Some(socket);
                 self.partners.insert(wanted, partner);
                 Ok(())
@@ -383,6 +388,8 @@ impl<'r> Maker<'_, 'r> {
                     continue;
                 }
                 let socket = self.restore.object(wanted)?;
+                // An error of the time that is undone would hide what is to be taken out.
+                int_option(socket, libc::SOL_SOCKET, libc::SO_ERROR).map_err(making("a unix socket"))?;
                 unix_queue::drain(socket).map_err(making("the queue of a unix socket"))?;
                 // Credentials are put in where they were, not by a request that came later.
                 set_int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED, 0)

@@ -57,24 +57,52 @@ pub(super) struct Looked {
     /// An empty datagram is there. One that has been looked at is passed over the next time, so that there may be more
     /// of them than are seen, and the one seen will not be again.
     pub is_hidden: bool,
+    /// An error waits: of a stream, one that comes after the messages; of anything else, one that has to be taken out
+    /// before messages can be seen.
+    pub has_error: bool,
 }
 
 /// Reads the queue without taking anything out.
 pub(super) fn peek(socket: BorrowedFd<'_>) -> io::Result<Looked> {
+    // Nothing there is the rule; it takes one call to know.
+    let ready = ready(socket)?;
+    let has_error = ready.contains(PollFlags::ERR);
+    let mut found = Looked::default();
+    if ready.contains(PollFlags::IN) {
+        let kind = int_option(socket, libc::SOL_SOCKET, libc::SO_TYPE)?;
+        // The end of a stream is where its error is.
+        let is_empty = has_error && (kind != libc::SOCK_STREAM || input_queue_bytes(socket)? == 0);
+        if !is_empty {
+            found = read_whole(socket, kind, has_error)?;
+        }
+    }
+    found.has_error = has_error;
+    Ok(found)
+}
+
+fn ready(socket: BorrowedFd<'_>) -> io::Result<PollFlags> {
+    let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::IN | PollFlags::RDHUP)];
+    poll(&mut asked, Some(&Timespec::default()))?;
+    Ok(asked[0].revents())
+}
+
+fn read_whole(socket: BorrowedFd<'_>, kind: i32, has_error: bool) -> io::Result<Looked> {
     let offset = int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF)?;
     if offset >= 0 {
         set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1)?;
     }
     let found = match first(socket) {
-        // Nothing there is the rule; it takes little to know.
         Ok(None) => Ok(Looked::default()),
-        Ok(Some(first)) => read_all(socket, &first, offset >= 0),
+        Ok(Some(first)) => read_behind(socket, kind, &first, has_error),
         Err(e) => Err(e),
     };
     if offset >= 0 {
         set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, offset)?;
     }
-    found
+    let mut found = found?;
+    // Where the program looks at offsets itself, it may have made empty ones disappear.
+    found.is_hidden |= offset >= 0 && kind != libc::SOCK_STREAM && !found.messages.is_empty();
+    Ok(found)
 }
 
 /// The first message without its content.
@@ -86,30 +114,30 @@ fn first(socket: BorrowedFd<'_>) -> io::Result<Option<Message>> {
     }
 }
 
-fn read_all(socket: BorrowedFd<'_>, first: &Message, has_offset: bool) -> io::Result<Looked> {
-    let kind = int_option(socket, libc::SOL_SOCKET, libc::SO_TYPE)?;
+fn read_behind(socket: BorrowedFd<'_>, kind: i32, first: &Message, has_error: bool) -> io::Result<Looked> {
     if kind != libc::SOCK_STREAM && !first.truncated && !is_end(socket, kind, 0)? {
         return Ok(Looked {
-            messages: Vec::new(),
             is_hidden: true,
+            ..Looked::default()
         });
     }
     let credentials = int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED)?;
     set_int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED, 1)?;
-    let found =
-        set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0).and_then(|()| read_on(socket, kind));
+    let found = set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, 0)
+        .and_then(|()| read_on(socket, kind, has_error));
     set_int_option(socket, libc::SOL_SOCKET, libc::SO_PEEK_OFF, -1)?;
     set_int_option(socket, libc::SOL_SOCKET, libc::SO_PASSCRED, credentials)?;
-    let mut found = found?;
-    // Where the program looks at offsets itself, it may have made empty ones disappear.
-    found.is_hidden |= has_offset && kind != libc::SOCK_STREAM;
-    Ok(found)
+    found
 }
 
-fn read_on(socket: BorrowedFd<'_>, kind: i32) -> io::Result<Looked> {
+fn read_on(socket: BorrowedFd<'_>, kind: i32, has_error: bool) -> io::Result<Looked> {
     let mut found = Looked::default();
     let mut bytes = 0;
-    while let Some(message) = receive(socket, ROOM, true)? {
+    // One look too far would take the error out.
+    let is_last = |bytes| Ok::<_, io::Error>(has_error && input_queue_bytes(socket)? <= bytes);
+    while !is_last(bytes)?
+        && let Some(message) = receive(socket, ROOM, true)?
+    {
         let is_empty = message.bytes.is_empty() && message.descriptors.is_empty();
         if is_empty && is_end(socket, kind, bytes)? {
             break;
@@ -128,16 +156,11 @@ fn read_on(socket: BorrowedFd<'_>, kind: i32) -> io::Result<Looked> {
 fn is_end(socket: BorrowedFd<'_>, kind: i32, bytes: u32) -> io::Result<bool> {
     Ok(match kind {
         libc::SOCK_STREAM => true,
-        libc::SOCK_SEQPACKET => is_hung_up(socket)? && input_queue_bytes(socket)? == bytes,
+        libc::SOCK_SEQPACKET => {
+            ready(socket)?.contains(PollFlags::RDHUP) && input_queue_bytes(socket)? == bytes
+        }
         _ => false,
     })
-}
-
-/// Nothing will be received any more.
-fn is_hung_up(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut asked = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
-    poll(&mut asked, Some(&Timespec::default()))?;
-    Ok(asked[0].revents().contains(PollFlags::RDHUP))
 }
 
 /// Takes everything out.
