@@ -72,14 +72,9 @@ impl<H: Host> Stopped<'_, H> {
         let Engine {
             externals, contents, ..
         } = &mut *self.engine;
-        let mut tables = descriptor::capture(&mut live, externals, previous, &mut **contents)?;
-        let needs_settling = live.needs_settling();
-        drop(live);
-        if needs_settling {
-            let environment = self.engine.environment();
-            descriptor::settle(&mut self.tree.processes, &mut tables, &environment)?;
-        }
-        Ok(tables)
+        let tables = descriptor::capture(&mut live, externals, previous, &mut **contents);
+        descriptor::settle(&live, &mut self.tree.processes)?;
+        tables
     }
 
     fn capture_process(&mut self, place: usize) -> Result<Arc<ProcessImage>, TraceError> {

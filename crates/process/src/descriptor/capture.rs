@@ -100,7 +100,7 @@ pub(super) fn capture(
     let mut unix = None;
     if live.descriptions.iter().any(LiveDescription::is_unix_socket) {
         let mut now = unix::Now::read(live)?;
-        unix_backlog::lift(live, &now, previous)?;
+        unix_backlog::lift(live, &now)?;
         now.note_positions(live);
         unix = Some(Rc::new(now));
     }

@@ -66,10 +66,8 @@ pub struct Live {
     pub(super) network: Option<OwnedFd>,
     /// What waits in unix sockets that have descriptors queued; those descriptions are in `descriptions` too.
     pub(super) queues: HashMap<usize, unix::Queue>,
-    /// Who waits at listening unix sockets, where that is known in full.
+    /// What waited at listening unix sockets, and has been taken out.
     pub(super) backlogs: HashMap<usize, Vec<unix::Waiter>>,
-    /// Connections were accepted by our side to know that: their clients have to be connected anew.
-    pub(super) is_lifted: bool,
 }
 
 #[derive(Debug)]
@@ -147,7 +145,6 @@ impl Live {
             network: None,
             queues: HashMap::new(),
             backlogs: HashMap::new(),
-            is_lifted: false,
         };
         fdinfo::forget_others(members.iter().map(|member| member.pid));
         let mut entries = Vec::new();
@@ -476,12 +473,6 @@ impl Live {
             why: why.to_owned(),
             remedy: remedy.to_owned(),
         }])
-    }
-
-    /// Something was taken out to be captured, and has to be put back.
-    #[must_use]
-    pub fn needs_settling(&self) -> bool {
-        self.is_lifted
     }
 
     /// Number of processes, descriptors and descriptions.

@@ -92,7 +92,7 @@ pub fn survey(
 }
 
 /// Captures what [`survey`] found. `previous` are the tables of the checkpoint before: contents that did not change are
-/// kept by reference. The programs cannot tell, once [`settle`] has been called where [`Live::needs_settling`] says so.
+/// kept by reference. The programs cannot tell, once [`settle`] has been called, with an error too.
 ///
 /// # Errors
 /// When an object cannot be asked for its state.
@@ -105,15 +105,10 @@ pub fn capture(
     capture::capture(live, externals, previous, contents)
 }
 
-/// Puts back what could only be captured by taking it out, and notes that in the tables. To be called when the [`Live`]
-/// tables are dropped.
+/// Puts back what could only be captured by taking it out.
 ///
 /// # Errors
-/// As [`restore`].
-pub fn settle(
-    processes: &mut [Process],
-    tables: &mut Tables,
-    environment: &Environment<'_>,
-) -> Result<(), Error> {
-    unix_backlog::settle(processes, tables, environment)
+/// When a process does not do its part, or an object cannot be made.
+pub fn settle(live: &Live, processes: &mut [Process]) -> Result<(), Error> {
+    unix_backlog::settle(live, processes)
 }

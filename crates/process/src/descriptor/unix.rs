@@ -51,7 +51,8 @@ pub enum Role {
     },
     /// `None`: the peer is closed, or outside of the sandbox.
     Connected { peer: Option<u32> },
-    /// Connected to a listener that has not accepted it yet. `sent`: how much memory what it has sent takes.
+    /// Connected to a listener that has not accepted it yet. `sent`: how much memory what it has sent takes; nobody can
+    /// read that before it is accepted, so that, made again, such a connection is one that was reset.
     Waiting { sent: u32 },
 }
 
@@ -62,7 +63,7 @@ pub struct Waiter {
     pub client: Option<u32>,
     /// Who has connected it, if that is known.
     pub by: Option<Identity>,
-    /// What was sent into it.
+    /// What was sent into it, as far as the client is gone.
     pub sent: Vec<Queued>,
 }
 

@@ -15,6 +15,7 @@ use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socket_with,
 
 use super::borrow::{self, number};
 use super::error::{Error, bad_state, making};
+use super::live::Live;
 use super::options::{self, Family};
 use super::restore::Restore;
 use super::room;
@@ -53,7 +54,7 @@ pub(super) fn restore_all(restore: &mut Restore<'_>, processes: &mut [Process]) 
         maker.waiting(wanted)?;
     }
     maker.fill(&sockets)?;
-    maker.fill_waiting(&sockets)?;
+    maker.fill_waiting()?;
     maker.finish(&sockets)
 }
 
@@ -88,15 +89,7 @@ impl<'r> Maker<'_, 'r> {
     }
 
     fn new_socket(&self, kind: i32) -> Result<OwnedFd, Error> {
-        let make = || {
-            Ok(socket_with(
-                AddressFamily::UNIX,
-                socket_type(kind),
-                SocketFlags::CLOEXEC,
-                None,
-            )?)
-        };
-        room::inside(self.restore.live, None, make).map_err(making("a unix socket"))
+        new_socket(self.restore.live, kind)
     }
 
     /// Sockets that are not connected, and all those of datagrams.
@@ -295,23 +288,7 @@ impl<'r> Maker<'_, 'r> {
     }
 
     fn connect(&mut self, socket: &OwnedFd, by: Option<Identity>, way: &Way) -> Result<(), Error> {
-        let Some(process) = self.process(by) else {
-            return connect(socket, &way.address()).map_err(making("a connection of unix sockets"));
-        };
-        let call = |process: &mut Process, fd, address: &[u8]| {
-            borrow::call(process, "connect a unix socket", |batch| {
-                let bytes = batch.input(address);
-                let len = number(address.len() as i32);
-                batch.call(libc::SYS_connect, &[number(fd), bytes.into(), len])
-            })
-        };
-        borrow::with_object(process, socket.as_fd(), None, |process, fd| match way {
-            Way::Name(name) => call(process, fd, name),
-            Way::File(file) => borrow::with_object(process, file.as_fd(), None, |process, at| {
-                call(process, fd, &unix_name::address_of(at))
-            }),
-        })
-        .map(drop)
+        connect_by(self.process(by), socket, way)
     }
 
     /// Those who wait at a listener connect again, in their order.
@@ -335,7 +312,14 @@ impl<'r> Maker<'_, 'r> {
                 continue;
             };
             let client = client as usize;
-            unix_name::bind(self.restore, &socket, &self.state(client)?.name, None)?;
+            let of_client = self.state(client)?;
+            if matches!(of_client.role, Role::Waiting { sent } if sent > 0) {
+                let (end, _closed) = self.socket_pair(state.kind, of_client.credentials)?;
+                self.connect(&socket, None, &way)?;
+                self.restore.made[client] = Some(end);
+                continue;
+            }
+            unix_name::bind(self.restore, &socket, &of_client.name, None)?;
             let by = waiter.by.or_else(|| holder(self.restore, client));
             self.connect(&socket, by, &way)?;
             self.restore.made[client] = Some(socket);
@@ -343,34 +327,15 @@ impl<'r> Maker<'_, 'r> {
         Ok(())
     }
 
-    /// Sends into connections that nobody accepts yet.
-    fn fill_waiting(&mut self, sockets: &[usize]) -> Result<(), Error> {
-        let failed = || making("a connection not accepted yet");
-        for &wanted in sockets {
-            let Role::Listening { waiting, .. } = &self.state(wanted)?.role else {
-                continue;
-            };
-            for waiter in waiting {
-                let Some(client) = waiter.client.map(|c| c as usize) else {
-                    continue;
-                };
-                if let Some(socket) = &self.restore.made[client] {
-                    apply_send_buffer(socket.as_fd(), self.state(client)?).map_err(failed())?;
-                    self.send(socket.as_fd(), &waiter.sent)?;
-                }
-            }
-        }
+    /// Sends into connections that nobody accepts yet and whose clients are gone.
+    fn fill_waiting(&mut self) -> Result<(), Error> {
         for (socket, sent) in std::mem::take(&mut self.gone) {
-            self.send(socket.as_fd(), sent)?;
-        }
-        Ok(())
-    }
-
-    fn send(&self, socket: BorrowedFd<'_>, messages: &[Queued]) -> Result<(), Error> {
-        for message in messages {
-            let descriptors = self.attached(message)?;
-            let with = self.attachments(message, &descriptors);
-            unix_queue::put(socket, &message.bytes, with).map_err(making("a connection not accepted yet"))?;
+            for message in sent {
+                let descriptors = self.attached(message)?;
+                let with = attachments(self.restore.live, message, &descriptors);
+                unix_queue::put(socket.as_fd(), &message.bytes, with)
+                    .map_err(making("a connection not accepted yet"))?;
+            }
         }
         Ok(())
     }
@@ -409,28 +374,10 @@ impl<'r> Maker<'_, 'r> {
         all.map(|&d| self.restore.object(d as usize)).collect()
     }
 
-    fn attachments<'a>(&self, message: &Queued, descriptors: &'a [BorrowedFd<'a>]) -> Attachments<'a> {
-        let credentials = message.credentials.and_then(|identity| {
-            let pid = self.restore.live.outside(identity.process?)?;
-            let first = self.restore.live.first_id;
-            Some(Credentials {
-                pid: pid.as_raw_nonzero().get(),
-                uid: first.outside(identity.uid),
-                gid: first.outside(identity.gid),
-            })
-        });
-        Attachments {
-            address: &[],
-            descriptors,
-            credentials,
-            end_of_record: message.end_of_record,
-        }
-    }
-
     fn put(&self, wanted: usize, state: &State, message: &Queued) -> Result<(), Error> {
         let failed = || making(format!("the queue of {}", self.restore.show(wanted)));
         let descriptors = self.attached(message)?;
-        let with = self.attachments(message, &descriptors);
+        let with = attachments(self.restore.live, message, &descriptors);
         if let Some(partner) = self.partners.get(&wanted) {
             return unix_queue::put(partner.as_fd(), &message.bytes, with).map_err(failed());
         }
@@ -485,6 +432,56 @@ impl<'r> Maker<'_, 'r> {
             }
         }
         Ok(())
+    }
+}
+
+/// A socket of the sandbox.
+pub(super) fn new_socket(live: &Live, kind: i32) -> Result<OwnedFd, Error> {
+    let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+    let make = || Ok(socket_with(family, socket_type(kind), flags, None)?);
+    room::inside(live, None, make).map_err(making("a unix socket"))
+}
+
+/// Connects a socket, in the process that is to be known as the one that did, if it is there.
+pub(super) fn connect_by(process: Option<&mut Process>, socket: &OwnedFd, way: &Way) -> Result<(), Error> {
+    let Some(process) = process else {
+        return connect(socket, &way.address()).map_err(making("a connection of unix sockets"));
+    };
+    let call = |process: &mut Process, fd, address: &[u8]| {
+        borrow::call(process, "connect a unix socket", |batch| {
+            let bytes = batch.input(address);
+            let len = number(address.len() as i32);
+            batch.call(libc::SYS_connect, &[number(fd), bytes.into(), len])
+        })
+    };
+    borrow::with_object(process, socket.as_fd(), None, |process, fd| match way {
+        Way::Name(name) => call(process, fd, name),
+        Way::File(file) => borrow::with_object(process, file.as_fd(), None, |process, at| {
+            call(process, fd, &unix_name::address_of(at))
+        }),
+    })
+    .map(drop)
+}
+
+/// What comes with a message.
+pub(super) fn attachments<'a>(
+    live: &Live,
+    message: &Queued,
+    descriptors: &'a [BorrowedFd<'a>],
+) -> Attachments<'a> {
+    let credentials = message.credentials.and_then(|identity| {
+        let pid = live.outside(identity.process?)?;
+        Some(Credentials {
+            pid: pid.as_raw_nonzero().get(),
+            uid: live.first_id.outside(identity.uid),
+            gid: live.first_id.outside(identity.gid),
+        })
+    });
+    Attachments {
+        address: &[],
+        descriptors,
+        credentials,
+        end_of_record: message.end_of_record,
     }
 }
 

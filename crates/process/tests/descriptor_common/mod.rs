@@ -170,13 +170,9 @@ impl Target {
     pub fn capture_after(&mut self, previous: Option<&Tables>) -> Tables {
         let mut tree = stop(&mut self.host()).unwrap();
         let mut live = self.survey(&tree.processes).unwrap();
-        let mut tables =
-            descriptor::capture(&mut live, &self.externals, previous, &mut self.contents).unwrap();
-        let needs_settling = live.needs_settling();
+        let tables = descriptor::capture(&mut live, &self.externals, previous, &mut self.contents).unwrap();
+        descriptor::settle(&live, &mut tree.processes).unwrap();
         drop(live);
-        if needs_settling {
-            descriptor::settle(&mut tree.processes, &mut tables, &self.environment()).unwrap();
-        }
         tree.resume().unwrap();
         tables
     }
@@ -201,20 +197,17 @@ impl Target {
 
     pub fn try_restore(&mut self, wanted: &Tables) -> Result<Report, Error> {
         let mut tree = stop(&mut self.host()).unwrap();
-        let report = descriptor::restore(&mut tree.processes, wanted, &self.environment());
-        tree.resume().unwrap();
-        report
-    }
-
-    fn environment(&self) -> Environment<'_> {
-        Environment {
+        let environment = Environment {
             first_id: FirstId(0),
             root: self.root.as_fd(),
             network: None,
             ipc: None,
             externals: &self.externals,
             contents: &self.contents,
-        }
+        };
+        let report = descriptor::restore(&mut tree.processes, wanted, &environment);
+        tree.resume().unwrap();
+        report
     }
 
     /// Captures, lets the program change everything, restores, lets it check itself; then once more. What is
@@ -233,18 +226,6 @@ impl Target {
         self.expect("ready");
         let tables = self.capture();
         same(&tables, &self.capture_after(Some(&tables)));
-        self.change_and_check(tables)
-    }
-
-    /// As [`Target::round_trip_once`], for objects that a capture puts others in place of.
-    pub fn round_trip_replacing(&mut self) -> Tables {
-        self.expect("ready");
-        let tables = self.capture();
-        let tables = self.capture_after(Some(&tables));
-        self.change_and_check(tables)
-    }
-
-    fn change_and_check(&mut self, tables: Tables) -> Tables {
         for _ in 0..3 {
             self.ask("change", "changed");
             self.restore(&tables);
