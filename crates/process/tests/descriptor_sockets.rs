@@ -84,6 +84,40 @@ steps(change, check)
 }
 
 #[test]
+fn datagram_sockets_whose_peer_is_gone_come_back() {
+    Target::start(
+        r#"
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+b.send(b"farewell"); b.send(b"last")
+b.close()
+named = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+named.bind("@DIR@/named")
+other = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+other.bind("@DIR@/other")
+named.connect("@DIR@/other")
+other.sendto(b"queued", "@DIR@/named")
+other.close()
+os.unlink("@DIR@/other")
+def table():
+    return sorted(int(n) for n in os.listdir("/proc/self/fd"))[:-1]
+def refused(s):
+    try:
+        s.send(b"x")
+    except ConnectionRefusedError:
+        return True
+def change():
+    a.recv(100), named.recv(100)
+    os.close(named.fileno())
+def check():
+    assert [a.recv(100) for _ in range(2)] == [b"farewell", b"last"] and refused(a)
+    assert named.recvfrom(100) == (b"queued", "@DIR@/other") and refused(named)
+steps(change, check)
+"#,
+    )
+    .round_trip_once();
+}
+
+#[test]
 fn queued_descriptors_and_credentials_come_back() {
     Target::start(
         r#"

@@ -116,6 +116,12 @@ impl<'r> Maker<'_, 'r> {
                 {
                     return self.pair(wanted, peer as usize);
                 }
+                if peer.is_none() && state.name.len() <= 2 {
+                    let (socket, partner) = self.socket_pair(state.kind, state.credentials)?;
+                    self.restore.made[wanted] = Some(socket);
+                    self.partners.insert(wanted, partner);
+                    return Ok(());
+                }
                 let socket = self.new_socket(state.kind)?;
                 unix_name::bind(self.restore, &socket, &state.name, state.file.as_ref())?;
                 self.restore.made[wanted] = Some(socket);
@@ -413,10 +419,25 @@ impl<'r> Maker<'_, 'r> {
         (0..self.restore.wanted.descriptions.len()).find(|w| is_abstract(name) && named(w))
     }
 
+    /// Connects a datagram socket to one that is gone, which nobody else could have sent past.
+    fn connect_to_nobody(&self, wanted: usize, state: &State) -> Result<(), Error> {
+        let failed = || making(self.restore.show(wanted));
+        let is_it = state.kind == libc::SOCK_DGRAM && state.role == (Role::Connected { peer: None });
+        if !is_it || state.name.len() <= 2 || self.restore.made[wanted].is_none() {
+            return Ok(());
+        }
+        let nobody = self.new_socket(state.kind)?;
+        // The kernel finds a name.
+        bind(&nobody, &(libc::AF_UNIX as u16).to_ne_bytes()).map_err(failed())?;
+        let way = Way::to(nobody.as_fd()).map_err(failed())?;
+        connect(self.restore.object(wanted)?, &way.address()).map_err(failed())
+    }
+
     /// Options and shutdowns, now that nothing has to be sent any more.
     fn finish(&mut self, sockets: &[usize]) -> Result<(), Error> {
         for &wanted in sockets {
             let state = self.state(wanted)?;
+            self.connect_to_nobody(wanted, state)?;
             let socket = self.restore.object(wanted)?;
             let failed = || making(self.restore.show(wanted));
             options::restore(socket, Family::Unix, &state.options).map_err(failed())?;
