@@ -1,12 +1,15 @@
 //! Mapping a segment into a process as `shmat` does: it counts as attached, and `shmdt` takes it away.
 
+use deltabox_sys::vmas::flag;
+
 use crate::inject::Arg;
 use crate::memory::PAGE;
 use crate::memory::maps::{self, Kind, Vma};
 use crate::restore::RestoreError;
 use crate::stop::Process;
 
-/// `SHM_REMAP` (include/uapi/linux/shm.h).
+// include/uapi/linux/shm.h
+const READ_ONLY: i32 = 0o10000;
 const REMAP: i32 = 0o40000;
 
 /// Protection of what `shmat` maps.
@@ -99,12 +102,14 @@ fn drop_range(process: &mut Process, start: u64, end: u64, vma: &Vma) -> Result<
     )
 }
 
-/// For writing: whether it was attached read-only does not show, and it may be made writable later.
+/// What was attached for reading only cannot be made writable later.
 fn attach_at(process: &mut Process, id: i32, address: u64, vma: &Vma) -> Result<(), RestoreError> {
+    let read_only = i32::from(vma.has(flag::NEVER_WRITABLE)) * READ_ONLY;
+    let flags = REMAP | read_only;
     must(
         process,
         libc::SYS_shmat,
-        &[id.into(), address.into(), REMAP.into()],
+        &[id.into(), address.into(), flags.into()],
         vma,
     )
 }
