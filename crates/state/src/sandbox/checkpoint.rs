@@ -319,6 +319,7 @@ impl Live {
             other => other?,
         };
         let stopped = start.elapsed();
+        self.follow_execs(&state.execs, &restored.born);
         self.tell_execs(&target.id, &state.execs);
         Ok(RolledBack {
             stopped,

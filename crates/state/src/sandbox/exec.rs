@@ -10,6 +10,7 @@ use rustix::fs::FileType;
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 
+use super::processes::Born;
 use super::{Live, Sandbox};
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, ExecId};
@@ -212,6 +213,17 @@ impl Live {
                 ExitStatus::Signal { signal, .. } => (None, Some(signal)),
             };
             exec.end(ExecEnd::Exited { code, signal });
+        }
+    }
+
+    /// After a rollback: commands whose first process was made again go on with the new one; the end of the old one,
+    /// of which init tells yet, is not theirs.
+    pub(super) fn follow_execs(&mut self, existed: &[ExecId], born: &[Born]) {
+        for (id, exec) in &mut self.execs {
+            let own = born.iter().find(|born| born.pid_inside == exec.pid_inside);
+            if let Some(own) = own.filter(|_| existed.contains(id)) {
+                exec.start = own.start;
+            }
         }
     }
 

@@ -69,6 +69,15 @@ pub(super) struct Restored {
     pub kept: usize,
     pub recreated: usize,
     pub ended: usize,
+    /// The processes that init has made again.
+    pub born: Vec<Born>,
+}
+
+/// A process that init has made, and under which number it will tell of its end.
+#[derive(Clone, Copy)]
+pub(super) struct Born {
+    pub pid_inside: i32,
+    pub start: u64,
 }
 
 /// The cell as the process engine sees it.
@@ -76,6 +85,7 @@ pub(super) struct CellHost {
     cell: Arc<OwnedCell>,
     root: OwnedFd,
     network: OwnedFd,
+    born: Vec<Born>,
 }
 
 fn other(error: deltabox_isolation::Error) -> io::Error {
@@ -114,6 +124,10 @@ impl Host for CellHost {
             confine: true,
         };
         let started = self.cell.skeleton(&spec).map_err(other)?;
+        self.born.push(Born {
+            pid_inside: started.pid_inside,
+            start: started.start,
+        });
         HostPid::new(started.pid).ok_or_else(|| io::Error::other("init gave no process id"))
     }
 
@@ -155,6 +169,7 @@ impl Processes {
             root: cell.root()?,
             network: cell.namespace("net")?,
             cell,
+            born: Vec::new(),
         };
         Ok(Self {
             engine: Engine::new(host, pages, contents),
@@ -279,6 +294,7 @@ impl Processes {
             .stop()
             .map_err(|error| Failed::Untouched(stop_failed(error)))?;
         stopped.host().root = phases.time("files", files)?;
+        stopped.host().born.clear();
         let broken = |error: &dyn std::fmt::Display| {
             Failed::Broken(Error::internal("cannot restore the processes", error))
         };
@@ -294,6 +310,7 @@ impl Processes {
             kept: report.in_place,
             recreated: report.created,
             ended: report.killed,
+            born: std::mem::take(&mut self.engine.host().born),
         })
     }
 }
