@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::survey::SurveyError;
 use crate::task::{self, TaskImage};
 use crate::thread::{self, ThreadImage};
-use crate::{idle, zombie};
+use crate::{idle, job_control, zombie};
 
 impl<H: Host> Stopped<'_, H> {
     /// Captures all processes. `previous` is the state the sandbox came from: what did not change is shared with it.
@@ -81,6 +81,7 @@ impl<H: Host> Stopped<'_, H> {
         let Stopped { engine, tree, report } = self;
         let parent = parent_of(tree, place, engine.host.init_pid());
         let first = engine.host.first_id();
+        let group_stop = job_control::of(tree, place, parent)?;
         let process = &mut tree.processes[place];
         let start = Instant::now();
         let scanned = engine.scan(process)?;
@@ -108,10 +109,7 @@ impl<H: Host> Stopped<'_, H> {
             group: InsidePid(process.status().group),
             session: InsidePid(process.status().session),
             name: process.name().to_owned(),
-            group_stop: process
-                .threads
-                .iter()
-                .find_map(|thread| thread.tracee.group_stop()),
+            group_stop,
             auxv: crate::procfs::read(process.pid(), "auxv")?,
             exit_signal: process.stat().exit_signal,
             executable: place_of(process.pid(), "exe")?,

@@ -102,6 +102,7 @@ fn from_init<H: Host + ?Sized>(host: &mut H, pid: InsidePid) -> Result<Process, 
         what: "continue",
         source: errno.into(),
     })?;
+    tracee.forget_group_stop();
     let process = Process::adopt(host_pid, tracee)?;
     if process.inside() != pid {
         return Err(StopError::PidTaken {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::descriptor::Tables;
 use crate::ids::InsidePid;
 use crate::ipc;
+use crate::job_control::GroupStop;
 use crate::memory::maps::Vma;
 use crate::memory::page_tree::PageTree;
 use crate::shared::SharedImage;
@@ -45,8 +46,8 @@ pub struct ProcessImage {
     pub session: InsidePid,
     /// Command name.
     pub name: String,
-    /// The signal of the job control stop it was in.
-    pub group_stop: Option<i32>,
+    /// The job control stop it was in.
+    pub group_stop: Option<GroupStop>,
     /// Executable.
     pub executable: Place,
     /// Working directory.

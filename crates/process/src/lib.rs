@@ -19,6 +19,7 @@ pub mod image;
 pub mod inject;
 pub mod interrupted;
 pub mod ipc;
+pub mod job_control;
 pub mod layout;
 pub mod memory;
 pub mod plan;

@@ -24,7 +24,7 @@ use crate::memory::restore::{is_sealed, page_changes, seals_hold};
 use crate::plan::{self, Plan, PlanError, Present};
 use crate::shared::Key;
 use crate::stop::{Process, StopError};
-use crate::{create, credentials, idle, inject, layout, task, thread, zombie};
+use crate::{create, credentials, idle, inject, job_control, layout, task, thread, zombie};
 
 /// Why a restore did not succeed.
 #[derive(Debug, Error)]
@@ -90,7 +90,7 @@ impl<H: Host> Stopped<'_, H> {
         let files = self.restore_shared(image)?;
         self.report.add("pages", start.elapsed());
 
-        self.job_control(image)?;
+        job_control::restore(&mut self.tree, image)?;
         for wanted in &image.processes {
             let process = self.tree.by_inside(wanted.pid);
             let process = process.ok_or(RestoreError::NoParent {
@@ -107,40 +107,6 @@ impl<H: Host> Stopped<'_, H> {
         descriptor::restore(&mut self.tree.processes, &image.descriptors, &environment)?;
         self.report.add("descriptors", start.elapsed());
         self.engine.forget_others(&self.tree);
-        Ok(())
-    }
-
-    /// Ends job control stops that are not wanted, and has those that are begin when the process is let go.
-    fn job_control(&mut self, image: &Image) -> Result<(), RestoreError> {
-        for wanted in &image.processes {
-            let Some(process) = self.tree.by_inside(wanted.pid) else {
-                continue;
-            };
-            let stopped = process
-                .threads
-                .iter()
-                .any(|thread| thread.tracee.group_stop().is_some());
-            let pid = process.pid();
-            match (stopped, wanted.group_stop) {
-                (true, None) => {
-                    kill_process(pid.pid(), Signal::CONT).map_err(|errno| TraceError::Request {
-                        tid: pid,
-                        what: "continue",
-                        source: errno.into(),
-                    })?;
-                    process
-                        .threads
-                        .iter_mut()
-                        .for_each(|thread| thread.tracee.forget_group_stop());
-                }
-                (false, Some(_)) => {
-                    if let Some(thread) = process.threads.first_mut() {
-                        thread.tracee.stop_when_let_go();
-                    }
-                }
-                _ => {}
-            }
-        }
         Ok(())
     }
 

@@ -13,6 +13,7 @@
 
 mod ending;
 mod run;
+mod stopping;
 mod wait;
 
 use std::io;
@@ -154,11 +155,6 @@ impl Tracee {
     #[must_use]
     pub fn group_stop(&self) -> Option<i32> {
         self.group_stop
-    }
-
-    /// Has the process stopped (job control) when it is let go.
-    pub(crate) fn stop_when_let_go(&mut self) {
-        self.held_signal = libc::SIGSTOP;
     }
 
     /// The job control stop is over.

@@ -72,7 +72,12 @@ impl Tracee {
         self.returned()
     }
 
-    fn prepare_call(&mut self, instruction: Addr, number: u64, args: [u64; 6]) -> Result<(), TraceError> {
+    pub(super) fn prepare_call(
+        &mut self,
+        instruction: Addr,
+        number: u64,
+        args: [u64; 6],
+    ) -> Result<(), TraceError> {
         self.disturb()?;
         let mut regs = self.context()?.regs;
         regs.orig_rax = u64::MAX;
