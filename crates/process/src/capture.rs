@@ -108,6 +108,7 @@ impl<H: Host> Stopped<'_, H> {
             parent,
             group: InsidePid(process.status().group),
             session: InsidePid(process.status().session),
+            terminal: process.stat().terminal,
             name: process.name().to_owned(),
             group_stop,
             auxv: crate::procfs::read(process.pid(), "auxv")?,

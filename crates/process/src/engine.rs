@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::ahead::Ahead;
-use crate::descriptor::{self, Contents, Environment, Externals, Member};
+use crate::descriptor::{self, Contents, Environment, Externals, Member, Terminals};
 use crate::error::TraceError;
 use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
@@ -227,8 +227,8 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    /// What descriptors are restored from.
-    pub(crate) fn environment(&self) -> Environment<'_> {
+    /// What descriptors are restored from. `terminals` are those that had to be made before.
+    pub(crate) fn environment<'a>(&'a self, terminals: &'a Terminals) -> Environment<'a> {
         Environment {
             root: self.host.root(),
             first_id: self.host.first_id(),
@@ -236,6 +236,7 @@ impl<H: Host> Engine<H> {
             ipc: self.ipc.namespace(),
             externals: &self.externals,
             contents: &*self.contents,
+            terminals,
         }
     }
 

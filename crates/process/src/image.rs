@@ -44,6 +44,8 @@ pub struct ProcessImage {
     pub group: InsidePid,
     /// Session.
     pub session: InsidePid,
+    /// The number of its controlling terminal (`/dev/pts/N`).
+    pub terminal: Option<u32>,
     /// Command name.
     pub name: String,
     /// The job control stop it was in.

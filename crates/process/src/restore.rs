@@ -10,7 +10,7 @@ use rustix::process::{Signal, kill_process};
 use thiserror::Error;
 
 use crate::credentials::Seen;
-use crate::descriptor;
+use crate::descriptor::{self, Terminals, terminals};
 use crate::engine::{Engine, Scanned, Stopped, parent_of};
 use crate::error::TraceError;
 use crate::hold::Hold;
@@ -23,7 +23,7 @@ use crate::memory::maps::{self, Vma};
 use crate::memory::restore::{is_sealed, page_changes, seals_hold};
 use crate::plan::{self, Plan, PlanError, Present};
 use crate::shared::Key;
-use crate::stop::{Process, StopError};
+use crate::stop::{Process, StopError, Tree};
 use crate::{create, credentials, idle, inject, job_control, layout, task, thread, zombie};
 
 /// Why a restore did not succeed.
@@ -83,7 +83,7 @@ impl<H: Host> Stopped<'_, H> {
         self.report.add("kill", start.elapsed());
 
         let start = Instant::now();
-        self.create(&plan, image)?;
+        let terminals = self.create(&plan, image)?;
         self.report.add("create", start.elapsed());
 
         let start = Instant::now();
@@ -103,7 +103,7 @@ impl<H: Host> Stopped<'_, H> {
         let start = Instant::now();
         let first = self.engine.host.first_id();
         self.engine.ipc.restore(first, &mut self.tree, image)?;
-        let environment = self.engine.environment();
+        let environment = self.engine.environment(&terminals);
         descriptor::restore(&mut self.tree.processes, &image.descriptors, &environment)?;
         self.report.add("descriptors", start.elapsed());
         self.engine.forget_others(&self.tree);
@@ -146,6 +146,7 @@ impl<H: Host> Stopped<'_, H> {
                         && Seen::of(process.status(), first) == wanted.task.credentials.seen
                         && task::limits_can_be_had(process.pid(), &wanted.task)?
                         && !sealed[place]
+                        && self.terminal_fits(process, wanted, image)
                 }
                 None => false,
             };
@@ -160,6 +161,18 @@ impl<H: Host> Stopped<'_, H> {
         }
         let zombies = zombie::find(&self.tree)?;
         Ok(plan::plan(&present, &zombies, image)?)
+    }
+
+    /// Whether a live process has the wanted controlling terminal, or can take it: only a leader can.
+    fn terminal_fits(&self, process: &Process, wanted: &ProcessImage, image: &Image) -> bool {
+        let root = self.engine.host.root();
+        match (process.stat().terminal, wanted.terminal) {
+            (now, then) if now == then => true,
+            (None, Some(then)) => {
+                wanted.session == wanted.pid || !terminals::can_be_had(then, &image.descriptors, root)
+            }
+            _ => false,
+        }
     }
 
     /// For each process: whether it has sealed memory that would have to change.
@@ -201,11 +214,24 @@ impl<H: Host> Stopped<'_, H> {
         Ok(())
     }
 
-    fn create(&mut self, plan: &Plan, image: &Image) -> Result<(), RestoreError> {
+    fn create(&mut self, plan: &Plan, image: &Image) -> Result<Terminals, RestoreError> {
         let Stopped { engine, tree, report } = self;
+        let mut terminals = Terminals::new();
+        for leader in leaders(image).filter(|leader| plan.keep.contains(&leader.pid)) {
+            give_terminal(&mut terminals, &engine.host, tree, leader, image)?;
+        }
         for birth in &plan.births {
             create::birth(&mut engine.host, tree, birth, image)?;
+            if let Some(leader) = leaders(image).find(|leader| leader.pid == birth.pid) {
+                give_terminal(&mut terminals, &engine.host, tree, leader, image)?;
+            }
             report.created += 1;
+        }
+        for wanted in image.processes.iter().filter(|wanted| wanted.terminal.is_none()) {
+            let process = tree.by_inside(wanted.pid);
+            if let Some(process) = process.filter(|process| process.stat().terminal.is_some()) {
+                terminals::drop_inherited(process)?;
+            }
         }
         create::group_leaders(tree, image)?;
         for wanted in &plan.deaths {
@@ -215,8 +241,32 @@ impl<H: Host> Stopped<'_, H> {
         for birth in plan.births.iter().filter(|birth| birth.temporary) {
             create::remove(tree, birth.pid)?;
         }
-        Ok(())
+        Ok(terminals)
     }
+}
+
+/// The leaders of sessions.
+fn leaders(image: &Image) -> impl Iterator<Item = &ProcessImage> {
+    let all = image.processes.iter().map(|process| &**process);
+    all.filter(|process| process.session == process.pid)
+}
+
+/// Gives a leader the controlling terminal it had, unless it has it.
+fn give_terminal<H: Host>(
+    terminals: &mut Terminals,
+    host: &H,
+    tree: &mut Tree,
+    leader: &ProcessImage,
+    image: &Image,
+) -> Result<(), RestoreError> {
+    let process = tree.by_inside(leader.pid);
+    let process = process.filter(|process| process.stat().terminal != leader.terminal);
+    if let (Some(process), Some(number)) = (process, leader.terminal)
+        && terminals.give(process, number, &image.descriptors, host.root())?
+    {
+        process.refresh_stat()?;
+    }
+    Ok(())
 }
 
 /// Ends processes that somebody else traces.

@@ -4,6 +4,7 @@ use deltabox_sys::attributes;
 use serde::{Deserialize, Serialize};
 
 use crate::credentials::{self, Credentials};
+use crate::descriptor;
 use crate::error::TraceError;
 use crate::hold;
 use crate::ids::{HostPid, InsidePid};
@@ -371,6 +372,8 @@ pub struct Stat {
     pub exit_code: i32,
     /// The signal the parent gets when the process ends.
     pub exit_signal: i32,
+    /// The number of its controlling terminal (`/dev/pts/N`).
+    pub terminal: Option<u32>,
 }
 
 /// Reads `/proc/PID/stat`.
@@ -396,6 +399,7 @@ pub fn stat(pid: HostPid) -> Result<Stat, TraceError> {
         layout: MemoryLayout { words },
         exit_code: i32::try_from(field(52)).unwrap_or(0),
         exit_signal: i32::try_from(field(38)).unwrap_or(libc::SIGCHLD),
+        terminal: descriptor::terminal(field(7) as u32).map(|terminal| terminal.number),
     })
 }
 

@@ -36,6 +36,7 @@ pub(crate) fn process(pid: i32, parent: i32, session: i32) -> ProcessImage {
         session: InsidePid(session),
         name: "true".to_owned(),
         group_stop: None,
+        terminal: None,
         executable: place.clone(),
         directory: place,
         auxv: Vec::new(),

@@ -47,6 +47,7 @@ mod tables;
 pub mod tcp;
 mod tcp_backlog;
 mod tcp_make;
+pub(crate) mod terminals;
 pub mod timerfd;
 pub mod udp;
 pub mod unix;
@@ -68,7 +69,9 @@ pub use external::{ExternalId, Externals};
 pub use live::{Live, Member};
 pub use place::Place;
 pub use restore::{Environment, Report, restore};
+pub(crate) use session::terminal;
 pub use tables::{ContentId, Description, Kind, ObjectKey, Owner, Slot, Table, Tables};
+pub use terminals::Terminals;
 
 /// Reads all descriptor tables and checks that everything in them can be carried. Nothing is changed.
 ///

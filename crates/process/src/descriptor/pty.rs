@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use deltabox_sys::fd::{
     IntRequest, IntSetting, Termios, int_from_ioctl, int_to_ioctl, set_exclusive, set_termios, termios,
 };
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer};
 use rustix::termios::{Winsize, tcgetwinsize, tcsetwinsize};
 use serde::{Deserialize, Serialize};
@@ -38,6 +39,8 @@ pub struct State {
     pub external: Option<ExternalId>,
     /// `None` once it was hung up.
     pub settings: Option<Settings>,
+    /// The slave is closed, which reads of the master tell (`EIO`) when all output is taken.
+    pub closed: bool,
     /// The session it is the controlling terminal of, and that session's foreground group.
     pub session: Option<InsidePid>,
     pub foreground: Option<InsidePid>,
@@ -161,6 +164,7 @@ fn find_or_add(
         let state = &mut capture.tables.ptys[known as usize];
         if master && let Ok(settings) = Settings::read(end, true) {
             state.settings = Some(settings);
+            state.closed = is_closed(end).map_err(making("a terminal"))?;
         }
         state.external = state.external.or(external);
         return Ok(known);
@@ -176,6 +180,7 @@ fn find_or_add(
         identity,
         external,
         settings,
+        closed: master && is_closed(end).map_err(making("a terminal"))?,
         session: None,
         foreground: None,
         input: pty_queue::Input::default(),
@@ -219,16 +224,23 @@ pub(super) fn capture_controlling(capture: &mut Capture<'_>) -> Result<(), Error
     }
     let ends = ends(capture.live);
     for state in &mut capture.tables.ptys {
-        let Some(Ends {
-            master: Some(master),
-            slave: Some(slave),
-        }) = ends.get(&state.identity).copied()
-        else {
+        let Ends { master, slave } = ends.get(&state.identity).copied().unwrap_or_default();
+        let (Some(master), Some(settings)) = (master, state.settings) else {
             continue;
         };
-        let Some(settings) = state.settings else { continue };
-        let pair = pty_queue::Pair::open(capture.live.pull(master)?, capture.live.pull(slave)?, &settings)
-            .map_err(making("the queues of a terminal"))?;
+        let master = capture.live.pull(master)?;
+        let slave = slave.map(|slave| capture.live.pull(slave)).transpose()?;
+        // One that was never open has nothing to say, and would be told apart after it was.
+        if slave.is_none() && !state.closed {
+            continue;
+        }
+        let own = slave.is_none().then(|| open_peer(master, libc::O_RDWR as u32));
+        let own = own.transpose().map_err(making("the queues of a terminal"))?;
+        let Some(slave) = slave.or(own.as_ref().map(AsFd::as_fd)) else {
+            continue;
+        };
+        let pair =
+            pty_queue::Pair::open(master, slave, &settings).map_err(making("the queues of a terminal"))?;
         (state.input, state.output) = pair.peek().map_err(making("the queues of a terminal"))?;
     }
     for of_process in session::all(capture.live)? {
@@ -287,7 +299,11 @@ fn restore_one(
     let wants_master = wanted.iter().any(|&(_, master)| master);
     let mut new_master = None;
     if wants_master && kept_master.is_none() {
-        new_master = Some(make_master(restore, state)?);
+        let (environment, number) = (restore.environment, state.identity.number);
+        new_master = Some(match environment.terminals.master(number) {
+            Some(master) => master.try_clone_to_owned().map_err(making("a terminal"))?,
+            None => make_master(environment.root, number)?,
+        });
     }
     for &(at, master) in wanted {
         if restore.kept[at].is_some() {
@@ -322,6 +338,10 @@ fn restore_one(
         .find(|(_, master)| !master)
         .map(|&(at, _)| restore.object(at))
         .transpose()?;
+    let own = master.filter(|_| state.closed);
+    let own = own.map(|master| open_peer(master, libc::O_RDWR as u32));
+    let own = own.transpose().map_err(making("a terminal"))?;
+    let slave = slave.or(own.as_ref().map(AsFd::as_fd));
     put_back(state, settings, master, slave).map_err(making(format!("terminal {}", state.identity.number)))
 }
 
@@ -377,18 +397,18 @@ fn put_back(
 }
 
 /// Numbers are given out lowest first: others are taken until the wanted one comes.
-fn make_master(restore: &Restore<'_>, state: &State) -> Result<OwnedFd, Error> {
-    let what = || format!("terminal {}", state.identity.number);
+pub(super) fn make_master(root: BorrowedFd<'_>, wanted: u32) -> Result<OwnedFd, Error> {
+    let what = || format!("terminal {wanted}");
     let flags = (libc::O_RDWR | libc::O_NOCTTY) as u32;
     let mut others = Vec::new();
     loop {
-        let master = open_in_root(restore.environment.root, b"/dev/ptmx", flags).map_err(making(what()))?;
+        let master = open_in_root(root, b"/dev/ptmx", flags).map_err(making(what()))?;
         let number = int_from_ioctl(&master, IntRequest::PtyNumber).map_err(making(what()))? as u32;
-        if number == state.identity.number {
+        if number == wanted {
             int_to_ioctl(&master, IntSetting::PtyLocked, 0).map_err(making(what()))?;
             return Ok(master);
         }
-        if number > state.identity.number {
+        if number > wanted {
             return Err(bad_state(what(), "its number is taken by another terminal"));
         }
         others.push(master);
@@ -403,9 +423,8 @@ fn open_slave(
     flags: u32,
 ) -> Result<OwnedFd, Error> {
     let what = || format!("terminal {}", state.identity.number);
-    let peer = OpenptFlags::from_bits_retain((flags & libc::O_ACCMODE as u32) | OPEN as u32);
     if let Some(master) = new_master {
-        return ioctl_tiocgptpeer(master, peer).map_err(making(what()));
+        return open_peer(master.as_fd(), flags).map_err(making(what()));
     }
     if state.settings.is_none() {
         return hung_up(restore, flags);
@@ -421,11 +440,11 @@ fn open_slave(
     if is_gone(restore, state) {
         return hung_up(restore, flags);
     }
-    open_in_root(restore.environment.root, &path_of(state), flags).map_err(making(what()))
+    open_in_root(restore.environment.root, &path_of(state.identity.number), flags).map_err(making(what()))
 }
 
-fn path_of(state: &State) -> Vec<u8> {
-    format!("/dev/pts/{}", state.identity.number).into_bytes()
+pub(super) fn path_of(number: u32) -> Vec<u8> {
+    format!("/dev/pts/{number}").into_bytes()
 }
 
 /// Whether it was the terminal of a caller who has hung up since: nobody in the sandbox has its master.
@@ -434,7 +453,13 @@ fn is_gone(restore: &Restore<'_>, state: &State) -> bool {
         Kind::PtyMaster(end) => restore.wanted.ptys[end.pty as usize].identity == state.identity,
         _ => false,
     };
-    let look = || open_in_root(restore.environment.root, &path_of(state), libc::O_PATH as u32);
+    let look = || {
+        open_in_root(
+            restore.environment.root,
+            &path_of(state.identity.number),
+            libc::O_PATH as u32,
+        )
+    };
     let has_master = restore.wanted.descriptions.iter().any(|d| is_master(&d.kind));
     !has_master && look().is_err()
 }
@@ -447,8 +472,24 @@ fn hung_up(restore: &Restore<'_>, flags: u32) -> Result<OwnedFd, Error> {
     let master =
         open_in_root(restore.environment.root, b"/dev/ptmx", open).map_err(making("a hung up terminal"))?;
     int_to_ioctl(&master, IntSetting::PtyLocked, 0).map_err(making("a hung up terminal"))?;
+    open_peer(master.as_fd(), flags).map_err(making("a hung up terminal"))
+}
+
+/// Opens the slave of a master, however its device may be seen.
+pub(super) fn open_peer(master: BorrowedFd<'_>, flags: u32) -> std::io::Result<OwnedFd> {
     let peer = OpenptFlags::from_bits_retain((flags & libc::O_ACCMODE as u32) | OPEN as u32);
-    ioctl_tiocgptpeer(&master, peer).map_err(making("a hung up terminal"))
+    Ok(ioctl_tiocgptpeer(master, peer)?)
+}
+
+/// Whether the slave of a master has been open and is not any more.
+fn is_closed(master: BorrowedFd<'_>) -> std::io::Result<bool> {
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut polled = [PollFd::from_borrowed_fd(master, PollFlags::IN)];
+    rustix::event::poll(&mut polled, Some(&now))?;
+    Ok(polled[0].revents().contains(PollFlags::HUP))
 }
 
 /// Sessions get their terminal and its foreground group back.

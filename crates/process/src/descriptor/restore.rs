@@ -15,6 +15,7 @@ use super::live::{Live, LiveProcess, Member};
 use super::matching::{ASYNC, SETTABLE, matching};
 use super::place::{Place, reopen};
 use super::tables::{Description, Kind, ObjectKey, Table, Tables};
+use super::terminals::Terminals;
 use super::{
     directory, epoll, eventfd, fifo, inotify, late, lock, memfd, mqueue, pidfd, pipe, pty, regular, signalfd,
 };
@@ -35,6 +36,8 @@ pub struct Environment<'a> {
     pub ipc: Option<&'a Namespace>,
     pub externals: &'a Externals,
     pub contents: &'a dyn Contents,
+    /// Those that had to be there before.
+    pub terminals: &'a Terminals,
 }
 
 /// What a restore did, for the phases' report and for tests.

@@ -1,9 +1,7 @@
 //! Which terminal controls which session, and which of its groups is in the foreground.
 
-use std::os::fd::AsFd;
-
-use super::edit::{self, Destination, Edit, Install};
-use super::error::{Error, bad_state};
+use super::borrow;
+use super::error::Error;
 use super::live::Live;
 use super::pty::Identity;
 use super::restore::Restore;
@@ -33,7 +31,7 @@ fn parse(stat: &str) -> Option<(i32, u32, i32)> {
 }
 
 /// The number of a pseudo terminal from `tty_nr`.
-fn terminal(tty_nr: u32) -> Option<Identity> {
+pub(crate) fn terminal(tty_nr: u32) -> Option<Identity> {
     let (major, minor) = (
         (tty_nr >> 8) & 0xfff,
         (tty_nr & 0xff) | ((tty_nr >> 12) & 0xfff00),
@@ -101,46 +99,29 @@ pub(super) fn set_foreground(
         .ok_or(Error::Missing {
             process: member.process,
         })?;
-    let table = restore
-        .wanted
-        .process(member.process)
-        .ok_or_else(|| bad_state(format!("process {}", member.process), "it has no wanted table"))?;
-    let live = restore.live.process(member.process).ok_or(Error::Missing {
-        process: member.process,
-    })?;
-    let open: std::collections::BTreeSet<i32> = table.slots.iter().map(|s| s.fd).collect();
-    let temporary = (0..).find(|fd| !open.contains(fd)).unwrap_or(0);
     let object = restore.object(slave)?;
-    let put = Edit {
-        wanted: open.iter().copied().chain([temporary]).collect(),
-        open: open.clone(),
-        install: vec![Install {
-            object,
-            place: Destination::Slots(vec![(temporary, true)]),
-        }],
-        ..Edit::default()
-    };
-    edit::apply(process, live.pidfd.as_fd(), put)?;
-    let result = set(process, temporary, leads, foreground);
-    let mut batch = Batch::new();
-    batch.call(libc::SYS_close, &[number(temporary)]);
-    process.run(&mut batch)?;
-    result
+    borrow::with_object(process, object, None, |process, terminal| {
+        if leads {
+            take(process, terminal)?;
+        }
+        set(process, terminal, foreground)
+    })
+}
+
+/// Makes a terminal the controlling one of the session that the process leads.
+pub(super) fn take(process: &mut Process, terminal: i32) -> Result<(), Error> {
+    // Refused when the session has another one, which then stays.
+    let args = [number(terminal), Arg::from(libc::TIOCSCTTY), number(0)];
+    process.call(libc::SYS_ioctl, &args)?.ok();
+    Ok(())
 }
 
 fn number(value: i32) -> Arg {
     Arg::from(i64::from(value).cast_unsigned())
 }
 
-fn set(process: &mut Process, terminal: i32, leads: bool, foreground: InsidePid) -> Result<(), Error> {
+fn set(process: &mut Process, terminal: i32, foreground: InsidePid) -> Result<(), Error> {
     let mut batch = Batch::new();
-    if leads {
-        // Refused when it is the controlling terminal already, which is as good.
-        batch.call(
-            libc::SYS_ioctl,
-            &[number(terminal), Arg::from(libc::TIOCSCTTY), number(0)],
-        );
-    }
     let group = batch.input(&foreground.0.to_ne_bytes());
     // Injected calls run with all signals blocked, so a background process is not stopped for it (SIGTTOU).
     let call = batch.call(

@@ -9,6 +9,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use deltabox_process::descriptor::{
     self, ContentDirectory, Environment, Error, ExternalId, Externals, Live, Member, Report, Tables,
+    Terminals,
 };
 use deltabox_process::{FirstId, Host, HostPid, InsidePid, Process, stop};
 use rustix::fs::{Mode, OFlags};
@@ -204,6 +205,7 @@ impl Target {
             ipc: None,
             externals: &self.externals,
             contents: &self.contents,
+            terminals: &Terminals::new(),
         };
         let report = descriptor::restore(&mut tree.processes, wanted, &environment);
         tree.resume().unwrap();
