@@ -6,7 +6,7 @@ use deltabox_api::{ForkRequest, ForkResult, Forked, Root};
 
 use crate::client::{Client, Result};
 use crate::daemon::Daemon;
-use crate::processes::start_workload;
+use crate::processes::{Pace, start_workload};
 use crate::sample::{Report, Samples};
 
 /// Children of one fork.
@@ -18,7 +18,7 @@ const WORKLOAD: (usize, usize) = (60, 100);
 pub fn run(daemon: &Daemon, rounds: usize) -> Result<()> {
     let mut client = daemon.client()?;
     client.create("source", Root::Host)?;
-    start_workload(&mut client, "source", WORKLOAD.0, WORKLOAD.1)?;
+    start_workload(&mut client, "source", WORKLOAD, Pace::Busy)?;
     let mut report = Report::default();
     for count in COUNTS {
         let (mut forks, mut answers, mut children, mut stopped) = Default::default();

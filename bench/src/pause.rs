@@ -4,7 +4,7 @@ use deltabox_api::{CheckpointResult, ResumeRequest, RollbackResult, Root};
 
 use crate::client::Result;
 use crate::daemon::Daemon;
-use crate::processes::start_workload;
+use crate::processes::{Pace, start_workload};
 use crate::sample::{Report, Samples};
 
 /// Resident megabytes, and kilobytes written every 10 ms.
@@ -13,7 +13,7 @@ const WORKLOAD: (usize, usize) = (60, 100);
 pub fn run(daemon: &Daemon, rounds: usize) -> Result<()> {
     let mut client = daemon.client()?;
     client.create("sleeper", Root::Host)?;
-    start_workload(&mut client, "sleeper", WORKLOAD.0, WORKLOAD.1)?;
+    start_workload(&mut client, "sleeper", WORKLOAD, Pace::Busy)?;
     let (mut pauses, mut resumes, mut answers) = Default::default();
     let mut phases = Vec::new();
     for _ in 0..rounds.min(30) {

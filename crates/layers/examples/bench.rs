@@ -179,7 +179,7 @@ fn snapshots(store: &Store, dir: &Path, samples: usize) -> Result<()> {
     for number in 0..samples {
         sandbox.write(&format!("dir0/new{}", number % 50), 1024)?;
         let start = Instant::now();
-        sandbox.files.flush()?;
+        sandbox.files.freeze_ahead()?;
         flushes.push(start.elapsed());
         freezes.push(sandbox.freeze(Way::Snapshot)?.1);
         if number % 4 == 0 {

@@ -44,11 +44,21 @@ impl Baseline {
     /// A change in a transaction that is still open could not be told from another one in it, so then (somebody
     /// removed rubbish from the volume just now) nothing is known.
     pub(crate) fn of_subvolume(package: &Package, committed: u64, since: Tick) -> Result<Self> {
+        let mut baseline = Self::of_running(package, committed)?;
+        if let Self::Subvolume { unsure, .. } = &mut baseline {
+            *unsure = since == Tick::now();
+        }
+        Ok(baseline)
+    }
+
+    /// As [`Self::of_subvolume`], of a sandbox that runs: what was written while the snapshot was made may be in the page
+    /// cache alone.
+    pub(crate) fn of_running(package: &Package, committed: u64) -> Result<Self> {
         let changed_in = package.volume.info()?.changed_in;
         match changed_in <= committed {
             true => Ok(Self::Subvolume {
                 changed_in,
-                unsure: since == Tick::now(),
+                unsure: true,
             }),
             false => Ok(Self::Unknown),
         }

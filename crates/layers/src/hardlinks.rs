@@ -59,6 +59,11 @@ pub(crate) fn complete(mounted: &Mounted, store: &Store, base: &Base) -> Result<
     }
 }
 
+/// Whether [`complete`] has nothing to do.
+pub(crate) fn is_complete(mounted: &Mounted) -> Result<bool> {
+    Ok(incomplete(&mounted.package.work())?.is_empty())
+}
+
 fn gather(files: &[Indexed], mounted: &Mounted, store: &Store, base: &Base) -> Result<()> {
     let upper = mounted.package.fs();
     let mut above = vec![Arc::new(LinkTable::scan(&upper)?)];
@@ -99,7 +104,7 @@ pub(crate) fn names(path: &Path, stat: &Stat) -> u64 {
 
 /// Reads ahead what [`complete`] will need.
 pub(crate) fn prepare(mounted: &Mounted, store: &Store, base: &Base) -> Result<()> {
-    if incomplete(&mounted.package.work())?.is_empty() {
+    if is_complete(mounted)? {
         return Ok(());
     }
     for layer in lowers(mounted, base) {

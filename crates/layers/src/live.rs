@@ -122,7 +122,20 @@ pub struct FileState {
     /// The state that the live one started from.
     last: Frozen,
     ready: Ready,
+    ahead: Ahead,
 }
+
+/// A snapshot made ahead of a stop.
+#[derive(Debug, Default)]
+struct Ahead {
+    /// What it holds, and what tells whether that is still so.
+    state: Option<(Frozen, Baseline)>,
+    /// Freezes since one was made in vain; 0 if the last was not.
+    misses: u32,
+}
+
+/// Freezes after which a snapshot is made ahead once more, where the last one was in vain.
+const RETRY: u32 = 8;
 
 impl FileState {
     /// A fresh file state on `base`.
@@ -191,6 +204,7 @@ impl FileState {
             baseline,
             last: *frozen,
             ready: Ready { next, back: None },
+            ahead: Ahead::default(),
         })
     }
 
@@ -221,12 +235,41 @@ impl FileState {
         self.baseline.is_changed(&self.store, &self.live.package)
     }
 
-    /// Writes dirty data to the store. Done shortly before the sandbox is stopped for a snapshot.
+    /// Does what makes the next freeze by snapshot cheap, while the sandbox runs: makes a snapshot, which is the frozen
+    /// state if nothing changes until the stop. Where things did change the last time, writes back what is dirty.
     ///
     /// # Errors
-    /// `EIO`, `ENOSPC`.
-    pub fn flush(&self) -> Result<()> {
-        self.store.flush()
+    /// `EIO`, `ENOSPC` and other failed system calls.
+    pub fn freeze_ahead(&mut self) -> Result<()> {
+        self.forget_ahead();
+        if !self.store.features().snapshots || !self.is_changed()? {
+            return Ok(());
+        }
+        if self.ahead.misses > 0 || !hardlinks::is_complete(&self.live)? {
+            self.ahead.misses = (self.ahead.misses + 1) % RETRY;
+            return self.store.flush();
+        }
+        let package = &self.live.package;
+        let volume = self.store.snapshot(&package.volume, true)?;
+        let frozen = Frozen {
+            volume: volume.id,
+            top: Top::Snapshot(package.id),
+        };
+        let baseline = Baseline::of_running(package, volume.info()?.created_in)?;
+        self.ahead.state = Some((frozen, baseline));
+        Ok(())
+    }
+
+    fn forget_ahead(&mut self) {
+        if let Some((frozen, _)) = self.ahead.state.take() {
+            self.store.forget_volume(frozen.volume);
+        }
+    }
+
+    /// To be called when what was frozen last is not going to be kept: the next freeze stores it again.
+    pub fn forget_frozen(&mut self) {
+        self.forget_ahead();
+        self.baseline = Baseline::Unknown;
     }
 
     /// Freezes the files as they are now. The sandbox must stand still from before this call until, after a switch,
@@ -240,6 +283,18 @@ impl FileState {
         }
         let since = Tick::now();
         let mut clock = Clock::start();
+        if way == Way::Snapshot
+            && let Some(frozen) = self.take_ahead()?
+        {
+            clock.lap("look");
+            return Ok(Freeze {
+                frozen,
+                unchanged: false,
+                mount: None,
+                retired: None,
+                phases: clock.phases,
+            });
+        }
         if !self.is_changed()? {
             clock.lap("look");
             return Ok(Freeze {
@@ -259,7 +314,22 @@ impl FileState {
         }
     }
 
+    /// The state that was frozen ahead, if it is still what there is.
+    fn take_ahead(&mut self) -> Result<Option<Frozen>> {
+        let Some((frozen, mut baseline)) = self.ahead.state.take() else {
+            return Ok(None);
+        };
+        if baseline.is_changed(&self.store, &self.live.package)? {
+            self.store.forget_volume(frozen.volume);
+            self.ahead.misses = 1;
+            return Ok(None);
+        }
+        (self.baseline, self.last) = (baseline, frozen);
+        Ok(Some(frozen))
+    }
+
     fn switch(&mut self, mut clock: Clock) -> Result<Freeze> {
+        self.forget_ahead();
         let package = self.live.package.clone();
         let root = Metadata::read(&package.fs())?;
         let next = match self.ready.next.take() {
@@ -328,6 +398,7 @@ impl FileState {
     /// [`Error::Missing`], [`Error::Mount`], `ENOSPC` and other failed system calls.
     pub fn rollback(&mut self, frozen: &Frozen) -> Result<Switched> {
         let mut clock = Clock::start();
+        self.forget_ahead();
         let restored = match self.ready.back.take() {
             Some((state, restored)) if state == *frozen => restored,
             other => {

@@ -88,6 +88,36 @@ fn an_unchanged_state_freezes_nothing() {
 }
 
 #[test]
+fn what_is_frozen_ahead_counts_only_if_nothing_changed_since() {
+    isolated(|dir| {
+        let store = open(dir, StoreKind::Btrfs);
+        let mut sandbox = Sandbox::create(&store, dir, "root", Base::directory(small_base(dir)));
+        let mut states = Vec::new();
+        for round in 0..60 {
+            sandbox.write("a", &format!("first {round:04}"));
+            sandbox.files.freeze_ahead().unwrap();
+            // Within the same tick of the clock that stamps files, and of the same size.
+            if round % 2 == 0 {
+                sandbox.write("a", &format!("later {round:04}"));
+            }
+            let freeze = sandbox.freeze_fully(Way::Snapshot);
+            assert!(!freeze.unchanged);
+            states.push((freeze.frozen, sandbox.read("a")));
+        }
+        for (frozen, wanted) in states {
+            sandbox.rollback(&frozen);
+            assert_eq!(sandbox.read("a"), wanted);
+        }
+        // What was frozen and is not kept is stored again.
+        sandbox.write("a", "last");
+        sandbox.files.freeze_ahead().unwrap();
+        sandbox.freeze(Way::Snapshot);
+        sandbox.files.forget_frozen();
+        assert!(!sandbox.freeze_fully(Way::Snapshot).unchanged);
+    });
+}
+
+#[test]
 fn both_ways_can_be_mixed() {
     isolated(|dir| {
         let store = open(dir, StoreKind::Btrfs);

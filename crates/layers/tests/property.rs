@@ -76,6 +76,9 @@ impl Run {
     fn checkpoint(&mut self) {
         let way = *self.rng.pick(self.ways);
         let space = scan(&self.sandbox.root).allocated;
+        if self.rng.below(2) == 0 {
+            self.sandbox.files.freeze_ahead().unwrap();
+        }
         let frozen = self.sandbox.freeze(way);
         let number = self.states.len();
         self.log.push(format!("freeze {number}: {way:?} {frozen}"));
@@ -186,6 +189,10 @@ impl Run {
                 self.sandbox.files.prepare().unwrap();
             }
             10 => self.diff(),
+            12..=14 => {
+                self.log.push("freeze ahead".into());
+                self.sandbox.files.freeze_ahead().unwrap();
+            }
             11 => {
                 let wanted = scan(&self.model);
                 self.check(&wanted, None, "while running");

@@ -227,25 +227,13 @@ impl Live {
         if empty && !phases.time("look", || self.processes.left_something())? {
             return self.freeze_empty(phases);
         }
-        // Written back before the stop, so that the snapshot finds little to do; memory is copied meanwhile.
-        let (files, processes) = (&self.files, &mut self.processes);
-        let flushed = std::thread::scope(|scope| {
-            let flush = scope.spawn(|| {
-                let start = Instant::now();
-                (files.flush(), start.elapsed())
-            });
-            phases.time("ahead", || processes.copy_ahead());
-            flush
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        phases.add("flush (beside)", flushed.1);
-        flushed.0?;
+        self.freeze_ahead(&mut phases)?;
         let execs = self.execs.keys().cloned().collect();
         let (files, stop) = (&mut self.files, Instant::now());
         let (processes, frozen, memory_bytes) = self
             .processes
-            .capture(execs, &mut phases, || Ok(files.freeze(Way::Snapshot)?))?;
+            .capture(execs, &mut phases, || Ok(files.freeze(Way::Snapshot)?))
+            .inspect_err(|_| self.files.forget_frozen())?;
         let stopped = stop.elapsed();
         self.checkpointed.extend(processes.execs.iter().cloned());
         let way = if frozen.unchanged { "unchanged" } else { "snapshot" };
@@ -257,6 +245,23 @@ impl Live {
             stopped,
             phases,
         })
+    }
+
+    /// What can be done while the processes run, so that they have to stand still for less.
+    fn freeze_ahead(&mut self, phases: &mut Phases) -> Result<()> {
+        let (files, processes) = (&mut self.files, &mut self.processes);
+        let (done, took) = std::thread::scope(|scope| {
+            let files = scope.spawn(|| {
+                let start = Instant::now();
+                (files.freeze_ahead(), start.elapsed())
+            });
+            phases.time("ahead", || processes.copy_ahead());
+            files
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        phases.add("files ahead (beside)", took);
+        Ok(done?)
     }
 
     fn freeze_empty(&mut self, mut phases: Phases) -> Result<FrozenNow> {
