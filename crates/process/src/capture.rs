@@ -102,6 +102,14 @@ impl<H: Host> Stopped<'_, H> {
         let start = Instant::now();
         let (mut task, threads) = state(process, &scanned, &mut report.disturbed)?;
         task.credentials.seen = Seen::of(process.status(), first);
+        // Settled by execve; prctl(PR_SET_MM_MAP) takes what programs of a sandbox are not given.
+        let (auxv, executable) = match &scanned.known {
+            Some(known) => (known.auxv.clone(), known.executable.clone()),
+            None => (
+                crate::procfs::read(process.pid(), "auxv")?,
+                executable_of(process.pid())?,
+            ),
+        };
         let image = Arc::new(ProcessImage {
             identity: live.identity,
             pid: process.inside(),
@@ -111,10 +119,9 @@ impl<H: Host> Stopped<'_, H> {
             terminal: process.stat().terminal,
             name: process.name().to_owned(),
             group_stop,
-            auxv: crate::procfs::read(process.pid(), "auxv")?,
+            auxv,
             exit_signal: process.stat().exit_signal,
-            executable: place_of(process.pid(), "exe")?,
-            directory: place_of(process.pid(), "cwd")?,
+            executable,
             task,
             threads,
             vmas: scanned.vmas,
@@ -164,11 +171,11 @@ fn state(
     Ok((task, threads))
 }
 
-fn place_of(pid: HostPid, link: &str) -> Result<Place, TraceError> {
+fn executable_of(pid: HostPid) -> Result<Place, TraceError> {
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::MetadataExt;
-    let failed = |source| crate::procfs::failed(pid, link, source);
-    let name = format!("/proc/{pid}/{link}");
+    let failed = |source| crate::procfs::failed(pid, "exe", source);
+    let name = format!("/proc/{pid}/exe");
     let path = std::fs::read_link(&name).map_err(failed)?;
     let metadata = std::fs::metadata(&name).map_err(failed)?;
     Ok(Place {

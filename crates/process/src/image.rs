@@ -20,7 +20,7 @@ use crate::thread::ThreadImage;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Identity(pub u64);
 
-/// A place in the file tree, as a process holds it (working directory, root, executable).
+/// A file, as a process holds it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Place {
     /// The path, as `/proc` tells it.
@@ -52,8 +52,6 @@ pub struct ProcessImage {
     pub group_stop: Option<GroupStop>,
     /// Executable.
     pub executable: Place,
-    /// Working directory.
-    pub directory: Place,
     /// The auxiliary vector the kernel shows in `/proc/PID/auxv`.
     pub auxv: Vec<u8>,
     /// The signal its parent gets when it ends.
