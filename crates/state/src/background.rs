@@ -2,25 +2,24 @@
 
 use std::any::Any;
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use deltabox_layers::{SquashJob, Store, Top};
-use deltabox_process::descriptor::ContentDirectory;
 
-use crate::catalog::{Catalog, CheckpointRecord, SandboxRecord};
+use crate::catalog::{Catalog, Change, CheckpointRecord, Edit, SandboxRecord};
+use crate::contents::Contents;
 use crate::engine::Kept;
 use crate::error::{Error, Result};
-use crate::id::SandboxId;
-use crate::sandbox::{Handle, ProcessState};
-use crate::segments::{SegmentId, Segments};
+use crate::id::{CheckpointId, SandboxId};
+use crate::sandbox::{DurableReply, Handle};
+use crate::segments::{Saved, SegmentId, Segments};
 
 pub(crate) enum Work {
-    /// Sync the store, then write the sandbox's record and these checkpoints.
+    /// Sync the store, then write the sandbox's record, these checkpoints, and what becomes of others.
     Durable(Box<Pending>),
     /// Somebody waits for what is to be made durable.
     Hurry,
@@ -70,9 +69,11 @@ pub(crate) struct Means {
     pub kept: Arc<Kept>,
     pub segments: Arc<Segments>,
     pub contents: Contents,
-    /// Segments that the checkpoints of each sandbox need.
-    pub needed: HashMap<SandboxId, BTreeSet<SegmentId>>,
+    pub needed: Needed,
 }
+
+/// What the checkpoints of each sandbox need of the segments.
+pub(crate) type Needed = HashMap<SandboxId, HashMap<CheckpointId, Saved>>;
 
 struct Worker {
     means: Means,
@@ -87,14 +88,33 @@ const QUIET: Duration = Duration::from_millis(50);
 /// or when something has waited for this long.
 const LONGEST: Duration = Duration::from_millis(500);
 
-/// Where the contents of a sandbox's open files without a name are.
-pub(crate) type Contents = Box<dyn Fn(&SandboxId) -> PathBuf + Send>;
-
 /// What one sync makes durable for one sandbox.
 pub(crate) struct Pending {
     pub sandbox: SandboxRecord,
     pub checkpoints: Vec<CheckpointRecord>,
+    /// Made after these checkpoints are written, in this order.
+    pub changes: Vec<Change>,
+    /// Told when the catalog holds the changes.
+    pub done: Vec<DurableReply>,
     pub handle: Handle,
+}
+
+impl Pending {
+    fn add(&mut self, new: Pending) {
+        for change in &new.changes {
+            let nodes = std::mem::take(&mut self.checkpoints).into_iter();
+            let changed = nodes.filter_map(|node| match node.id == change.checkpoint {
+                true => change.apply(node),
+                false => Some(node),
+            });
+            self.checkpoints = changed.collect();
+        }
+        self.checkpoints.extend(new.checkpoints);
+        self.sandbox = new.sandbox;
+        self.changes.extend(new.changes);
+        self.done.extend(new.done);
+        self.handle = new.handle;
+    }
 }
 
 impl Worker {
@@ -140,22 +160,23 @@ impl Worker {
                 Work::Durable(new) => self.gather(*new),
             }
         }
-        let removed = !forget.is_empty();
+        let mut removed = !forget.is_empty();
         for (sandbox, done) in forget {
-            self.means.kept.remove(&sandbox);
+            self.means.kept.remove_all(&sandbox);
             let removed = self.means.catalog.remove(&sandbox);
             if removed.is_ok() {
-                self.forget_segments(&sandbox);
+                let gone = self.means.needed.remove(&sandbox).unwrap_or_default();
+                self.forget_segments(gone.into_values());
             }
             let _ = done.send(removed);
         }
         if hurry || !go_on {
             self.gathering = None;
             let pending = std::mem::take(&mut self.pending);
-            self.make_durable(pending);
+            removed |= self.make_durable(pending);
         }
         if removed && let Err(error) = self.means.kept.collect(&self.means.store) {
-            tracing::error!(%error, "layers of a removed sandbox could not be removed");
+            tracing::error!(%error, "layers that nobody needs could not be removed");
         }
         for job in squash {
             if let Err(error) = job.run() {
@@ -172,20 +193,41 @@ impl Worker {
         self.gathering = Some((first, now));
         match self.pending.entry(new.sandbox.id.clone()) {
             Entry::Vacant(entry) => drop(entry.insert(new)),
-            Entry::Occupied(mut entry) => {
-                entry.get_mut().sandbox = new.sandbox;
-                entry.get_mut().checkpoints.extend(new.checkpoints);
-            }
+            Entry::Occupied(mut entry) => entry.get_mut().add(new),
         }
     }
 
-    /// Segments that no sandbox needs any more go with this one.
-    fn forget_segments(&mut self, sandbox: &SandboxId) {
-        let gone = self.means.needed.remove(sandbox).unwrap_or_default();
-        let others = |id: &SegmentId| self.means.needed.values().any(|needed| needed.contains(id));
-        self.means
-            .segments
-            .remove(gone.into_iter().filter(|id| !others(id)));
+    /// Segments that no checkpoint needs any more go with these.
+    fn forget_segments(&mut self, gone: impl IntoIterator<Item = Saved>) {
+        let mut unneeded: HashSet<SegmentId> = gone
+            .into_iter()
+            .flat_map(|saved| saved.all().collect::<Vec<_>>())
+            .collect();
+        if unneeded.is_empty() {
+            return;
+        }
+        let others = self.means.needed.values().flat_map(HashMap::values);
+        for id in others.flat_map(Saved::all) {
+            unneeded.remove(&id);
+        }
+        self.means.segments.remove(unneeded);
+    }
+
+    /// The catalog does not know these checkpoints any more: gives up what only they needed. Whether layers of files may
+    /// be among that is returned; they are left to be collected.
+    fn forget(&mut self, sandbox: &SandboxId, changes: Vec<Change>) -> bool {
+        let (mut saved, mut any) = (Vec::new(), false);
+        for change in changes {
+            if let Edit::Remove { frozen, contents } = change.edit {
+                any = true;
+                self.means.kept.remove(sandbox, frozen);
+                self.means.contents.remove(sandbox, &contents);
+                let needed = self.means.needed.get_mut(sandbox);
+                saved.extend(needed.and_then(|needed| needed.remove(&change.checkpoint)));
+            }
+        }
+        self.forget_segments(saved);
+        any
     }
 
     /// Writes the process halves that are not on disk yet.
@@ -195,7 +237,7 @@ impl Worker {
                 continue;
             };
             let failed = |error: std::io::Error| Error::io("cannot write the processes to disk", &error);
-            sync_contents(&(self.means.contents)(sandbox), state).map_err(failed)?;
+            self.means.contents.sync(sandbox, state).map_err(failed)?;
             // A fork point may have been written already, by a sandbox that has been removed since.
             let there = node.saved.take().filter(|saved| self.means.segments.has(saved));
             let saved = match there {
@@ -203,38 +245,56 @@ impl Worker {
                 None => self.means.segments.write(state.save()).map_err(failed)?,
             };
             let needed = self.means.needed.entry(sandbox.clone()).or_default();
-            needed.extend(saved.all());
+            needed.insert(node.id.clone(), saved.clone());
             node.saved = Some(saved);
         }
         Ok(())
     }
 
-    fn make_durable(&mut self, pending: HashMap<SandboxId, Pending>) {
+    /// Whether checkpoints were removed is returned.
+    fn make_durable(&mut self, pending: HashMap<SandboxId, Pending>) -> bool {
         if pending.is_empty() {
-            return;
+            return false;
         }
+        let mut removed = false;
         let needs_sync = pending.values().any(|p| !p.checkpoints.is_empty());
         let synced: Result<()> = if needs_sync {
             self.means.store.sync().map_err(Error::from)
         } else {
             Ok(())
         };
-        for (_, pending) in pending {
+        for (id, mut pending) in pending {
+            self.measure(&mut pending.checkpoints);
             let Pending {
                 sandbox,
-                mut checkpoints,
+                checkpoints,
+                changes,
+                done,
                 handle,
-            } = pending;
-            self.measure(&mut checkpoints);
+            } = &mut pending;
             let result = synced
                 .clone()
-                .and_then(|()| self.save(&sandbox.id, &mut checkpoints))
-                .and_then(|()| self.means.catalog.put(&sandbox, &checkpoints));
+                .and_then(|()| self.save(&id, checkpoints))
+                .and_then(|()| self.means.catalog.put(sandbox, checkpoints, changes));
+            let mut changed = result.clone();
             if let Err(error) = &result {
                 tracing::error!(sandbox = %sandbox.name, %error, "checkpoints could not be made durable");
+                // What takes space can be removed even where there is none.
+                if !changes.is_empty() {
+                    changed = self.means.catalog.put(sandbox, &[], changes);
+                }
             }
+            let (done, checkpoints) = (std::mem::take(done), std::mem::take(checkpoints));
             handle.submit(move |sandbox| sandbox.made_durable(&checkpoints, &result));
+            match &changed {
+                Ok(()) => removed |= self.forget(&id, std::mem::take(changes)),
+                // Tried again with whatever comes next.
+                Err(_) if !changes.is_empty() => drop(self.pending.insert(id, pending)),
+                Err(_) => {}
+            }
+            done.into_iter().for_each(|reply| reply(changed.clone()));
         }
+        removed
     }
 
     /// Notes how much a layer holds. A snapshot shares what it holds, and counting it would read all of it.
@@ -245,17 +305,4 @@ impl Worker {
             }
         }
     }
-}
-
-/// The contents a state refers to are written by now, but perhaps not to the disk.
-fn sync_contents(directory: &Path, state: &ProcessState) -> std::io::Result<()> {
-    let mut any = false;
-    for content in state.contents() {
-        std::fs::File::open(directory.join(ContentDirectory::file_name(content)))?.sync_data()?;
-        any = true;
-    }
-    if any {
-        std::fs::File::open(directory)?.sync_all()?;
-    }
-    Ok(())
 }

@@ -64,6 +64,9 @@ pub(crate) struct CheckpointRecord {
     pub memory_bytes: u64,
     #[serde(default)]
     pub processes: usize,
+    /// Names of the contents of open files that it needs; `None`: not known.
+    #[serde(default)]
+    pub contents: Option<Vec<String>>,
     /// The process half, where it is in memory.
     #[serde(skip)]
     pub process_state: Option<ProcessState>,
@@ -87,6 +90,36 @@ impl Node for CheckpointRecord {
     }
     fn label(&self) -> Option<&str> {
         self.label.as_deref()
+    }
+    fn set_parent(&mut self, parent: Option<CheckpointId>) {
+        self.parent = parent;
+    }
+}
+
+/// What becomes of a checkpoint that the catalog may hold already.
+pub(crate) struct Change {
+    pub checkpoint: CheckpointId,
+    pub sequence: u64,
+    pub edit: Edit,
+}
+
+pub(crate) enum Edit {
+    Parent(Option<CheckpointId>),
+    /// It is forgotten; then its files and these contents, which no other checkpoint of the sandbox has, can go.
+    Remove {
+        frozen: Frozen,
+        contents: Vec<String>,
+    },
+}
+
+impl Change {
+    /// `None`: it is removed.
+    pub fn apply(&self, mut node: CheckpointRecord) -> Option<CheckpointRecord> {
+        match &self.edit {
+            Edit::Parent(parent) => node.parent.clone_from(parent),
+            Edit::Remove { .. } => return None,
+        }
+        Some(node)
     }
 }
 
@@ -139,7 +172,7 @@ impl Catalog {
         let mut all = Vec::new();
         for entry in sandboxes.iter().map_err(failed)? {
             let (id, value) = entry.map_err(failed)?;
-            let sandbox: SandboxRecord = serde_json::from_slice(value.value()).map_err(failed)?;
+            let mut sandbox: SandboxRecord = serde_json::from_slice(value.value()).map_err(failed)?;
             let mut nodes = Vec::new();
             for entry in checkpoints
                 .range((id.value(), 0)..=(id.value(), u64::MAX))
@@ -150,13 +183,26 @@ impl Catalog {
                 node.durable = true;
                 nodes.push(node);
             }
+            // The current one may never have become durable.
+            if !nodes
+                .iter()
+                .any(|node| Some(&node.id) == sandbox.current.as_ref())
+            {
+                sandbox.current = nodes.last().map(|node| node.id.clone());
+            }
             all.push((sandbox, nodes));
         }
         Ok(all)
     }
 
-    /// Writes a sandbox and some of its checkpoints in one durable transaction.
-    pub fn put(&self, sandbox: &SandboxRecord, checkpoints: &[CheckpointRecord]) -> Result<()> {
+    /// Writes a sandbox and some of its checkpoints, and changes others, in one durable transaction. What is to be
+    /// changed and was never written is passed over.
+    pub fn put(
+        &self,
+        sandbox: &SandboxRecord,
+        checkpoints: &[CheckpointRecord],
+        changes: &[Change],
+    ) -> Result<()> {
         let write = self.database.begin_write().map_err(failed)?;
         {
             let mut table = write.open_table(SANDBOXES).map_err(failed)?;
@@ -170,6 +216,17 @@ impl Catalog {
                 table
                     .insert((sandbox.id.as_str(), node.sequence), value.as_slice())
                     .map_err(failed)?;
+            }
+            for change in changes {
+                let key = (sandbox.id.as_str(), change.sequence);
+                let Some(value) = table.remove(key).map_err(failed)?.map(|old| old.value().to_vec()) else {
+                    continue;
+                };
+                let node: CheckpointRecord = serde_json::from_slice(&value).map_err(failed)?;
+                if let Some(node) = change.apply(node) {
+                    let value = serde_json::to_vec(&node).map_err(failed)?;
+                    table.insert(key, value.as_slice()).map_err(failed)?;
+                }
             }
         }
         write.commit().map_err(failed)

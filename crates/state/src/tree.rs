@@ -10,6 +10,7 @@ pub trait Node {
     fn id(&self) -> &CheckpointId;
     fn parent(&self) -> Option<&CheckpointId>;
     fn label(&self) -> Option<&str>;
+    fn set_parent(&mut self, parent: Option<CheckpointId>);
 }
 
 /// Checkpoints in the order they were made, and the one the live state descends from.
@@ -72,6 +73,22 @@ impl<N: Node> Tree<N> {
         self.current = Some(id);
     }
 
+    /// Takes a node out, which must not be the current one. Its children become its parent's, and are returned too.
+    pub fn remove(&mut self, id: &CheckpointId) -> Option<(N, Vec<CheckpointId>)> {
+        debug_assert!(self.current.as_ref() != Some(id));
+        let place = self.index.remove(id)?;
+        let node = self.nodes.remove(place);
+        for at in self.index.values_mut().filter(|at| **at > place) {
+            *at -= 1;
+        }
+        let mut children = Vec::new();
+        for child in self.nodes.iter_mut().filter(|child| child.parent() == Some(id)) {
+            child.set_parent(node.parent().cloned());
+            children.push(child.id().clone());
+        }
+        Some((node, children))
+    }
+
     /// Refuses a label that is taken or that could be read as another kind of reference.
     pub fn check_label(&self, label: &str) -> Result<()> {
         if label.is_empty()
@@ -95,6 +112,9 @@ impl<N: Node> Tree<N> {
 
     /// Finds a checkpoint by `@`, `~N`, `@~N`, `NAME~N`, label, id or unique prefix of an id.
     pub fn resolve(&self, reference: &str) -> Result<&N> {
+        if let Some(node) = self.nodes.iter().find(|node| node.label() == Some(reference)) {
+            return Ok(node);
+        }
         let (name, steps) = split_ancestor(reference)?;
         let mut node = self.resolve_name(name)?;
         for _ in 0..steps {
@@ -167,6 +187,9 @@ mod tests {
         fn label(&self) -> Option<&str> {
             self.2.as_deref()
         }
+        fn set_parent(&mut self, parent: Option<CheckpointId>) {
+            self.1 = parent;
+        }
     }
 
     fn node(id: &str, parent: Option<&str>, label: Option<&str>) -> N {
@@ -197,6 +220,9 @@ mod tests {
         assert_eq!(found(&tree, "b"), "bb33");
         assert_eq!(found(&tree, "aa2"), "aa22");
         assert_eq!(found(&tree, "start"), "aa11");
+        let mut tree = tree;
+        tree.push(node("cc44", None, Some("about ~2 seconds")));
+        assert_eq!(found(&tree, "about ~2 seconds"), "cc44");
     }
 
     #[test]
@@ -207,6 +233,28 @@ mod tests {
         assert!(found(&tree, "~3").contains("has no parent"));
         assert!(found(&tree, "~x").contains("takes a number"));
         assert!(found(&Tree::<N>::new(vec![], None), "@").contains("no checkpoint yet"));
+    }
+
+    #[test]
+    fn children_of_a_removed_node_become_its_parents() {
+        let mut tree = tree();
+        tree.push(node("cc44", Some("aa22"), None));
+        let (removed, children) = tree.remove(&"aa22".into()).unwrap();
+        assert_eq!(
+            (removed.0, children),
+            ("aa22".into(), vec!["bb33".into(), "cc44".into()])
+        );
+        assert_eq!(found(&tree, "~"), "aa11");
+        assert_eq!(found(&tree, "bb33~1"), "aa11");
+        assert!(found(&tree, "aa22").contains("no checkpoint"));
+        let (_, children) = tree.remove(&"aa11".into()).unwrap();
+        assert_eq!(children, ["bb33".into(), "cc44".into()]);
+        assert!(found(&tree, "~").contains("has no parent"));
+        assert_eq!(
+            (found(&tree, "bb"), found(&tree, "cc")),
+            ("bb33".into(), "cc44".into())
+        );
+        assert!(tree.remove(&"aa11".into()).is_none());
     }
 
     #[test]

@@ -42,6 +42,7 @@ class FakeSandbox:
         self.created = time.time()
         self.status = "running"
         self.checkpoints: list[dict[str, Any]] = []
+        self.numbers = itertools.count()
         self.current: str | None = None
         self.execs: dict[str, subprocess.Popen[bytes]] = {}
         self.discarded: dict[str, str] = {}
@@ -81,7 +82,7 @@ class FakeSandbox:
             refusal = {"pid": 7, "process": "x", "what": "io_uring", "why": "unreadable", "remedy": "close it"}
             raise Failed("refused", "the state cannot be carried", refusals=[refusal])
         made = {
-            "id": f"c{len(self.checkpoints)}",
+            "id": f"c{next(self.numbers)}",
             "parent": self.current,
             "label": request["label"],
             "token": request["token"],
@@ -111,6 +112,15 @@ class FakeSandbox:
         extra = {"stopped_ms": 0.1, "total_ms": 0.2, "phases_ms": {}, "kept": 0, "recreated": 0, "ended": len(ended)}
         keys = ("id", "parent", "label", "token")
         return {**{key: target[key] for key in keys}, **extra}
+
+    def remove_checkpoint(self, name: str) -> None:
+        gone = self.find(name)
+        if gone["id"] == self.current:
+            raise Failed("conflict", f"checkpoint {gone['id']} is the current one", hint="roll back first")
+        self.checkpoints.remove(gone)
+        for child in self.checkpoints:
+            if child["parent"] == gone["id"]:
+                child["parent"] = gone["parent"]
 
     def diff(self, before: str | None, after: str | None) -> dict[str, Any]:
         old = contents(self.copy_of(self.find(before or self.current or "@")))
@@ -238,6 +248,8 @@ class Handler(BaseHTTPRequestHandler):
             return sandbox.checkpoint(json.loads(self.body))
         if parts == ["checkpoints"]:
             return {"checkpoints": sandbox.checkpoints, "current": sandbox.current}
+        if parts[0] == "checkpoints" and method == "DELETE":
+            return sandbox.remove_checkpoint(parts[1])
         if parts == ["rollback"]:
             return sandbox.rollback(json.loads(self.body)["to"])
         if parts == ["pause"]:

@@ -105,6 +105,21 @@ def test_checkpoint_rollback_and_diff(sb: Sandbox) -> None:
     assert log.checkpoints[0].token == "turn 1"
 
 
+def test_single_checkpoints_are_removed(sb: Sandbox) -> None:
+    one, two, three = (sb.checkpoint(label) for label in ("one", "a/b ~ c", "three"))
+    with pytest.raises(Conflict, match="current"):
+        sb.remove_checkpoint(three)
+    sb.remove_checkpoint("a/b ~ c")
+    assert [(c.id, c.parent) for c in sb.log().checkpoints] == [(one.id, None), (three.id, one.id)]
+    with pytest.raises(NotFound):
+        sb.remove_checkpoint(two)
+    with pytest.raises(NotFound):
+        sb.rollback(two)
+    sb.rollback(one)
+    sb.remove_checkpoint(three)
+    assert [c.id for c in sb.log().checkpoints] == [one.id]
+
+
 def test_a_paused_sandbox_comes_back(sb: Sandbox) -> None:
     made = sb.pause()
     assert (made.durable, sb.info().status) == (True, "stopped")

@@ -6,10 +6,10 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use deltabox_api::*;
-use deltabox_state::Handle;
+use deltabox_state::{DurableReply, Handle, Sandbox};
 use serde::Deserialize;
 
 use super::exec;
@@ -29,6 +29,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/execs/{exec}/resize", post(resize))
         .route("/execs/{exec}/signal", post(signal))
         .route("/checkpoints", get(log).post(checkpoint))
+        .route("/checkpoints/{checkpoint}", delete(remove_checkpoint))
         .route("/rollback", post(rollback))
         .route("/fork", post(fork))
         .route("/pause", post(pause))
@@ -173,17 +174,41 @@ async fn checkpoint(
 
 async fn wait_until_durable(handle: &Handle, made: &mut CheckpointResult) -> Result<(), Failure> {
     let id = made.id.clone();
-    let (send, receive) = tokio::sync::oneshot::channel();
-    on_sandbox(handle, move |sandbox| {
-        sandbox.when_durable(&id, Box::new(move |done| drop(send.send(done))));
+    durably(handle, move |sandbox, done| {
+        sandbox.when_durable(&id, done);
         Ok(())
     })
     .await?;
-    receive
-        .await
-        .map_err(|_| Failure::internal("cannot wait for the checkpoint", "the sandbox was removed"))??;
     made.durable = true;
     Ok(())
+}
+
+/// Runs `job` on the sandbox's thread and waits until the reply it is given was told that all is on disk.
+async fn durably(
+    handle: &Handle,
+    job: impl FnOnce(&mut Sandbox, DurableReply) -> deltabox_state::Result<()> + Send + 'static,
+) -> Result<(), Failure> {
+    let (send, receive) = tokio::sync::oneshot::channel();
+    on_sandbox(handle, move |sandbox| {
+        job(sandbox, Box::new(move |done| drop(send.send(done))))
+    })
+    .await?;
+    let told = receive.await;
+    told.map_err(|_| Failure::internal("cannot wait for the disk", "the sandbox was removed"))??;
+    Ok(())
+}
+
+async fn remove_checkpoint(
+    State(daemon): Shared,
+    Path((name, checkpoint)): Path<(String, String)>,
+) -> Answer<()> {
+    let handle = daemon.handle(&name)?;
+    answer(
+        durably(&handle, move |sandbox, done| {
+            sandbox.remove_checkpoint(&checkpoint, done)
+        })
+        .await,
+    )
 }
 
 async fn pause(State(daemon): Shared, Path(name): Path<String>) -> Answer<CheckpointResult> {
@@ -258,7 +283,7 @@ async fn diff(
     Query(query): Query<DiffQuery>,
 ) -> Answer<Diff> {
     let handle = daemon.handle(&name)?;
-    let job = move |sandbox: &mut deltabox_state::Sandbox| {
+    let job = move |sandbox: &mut Sandbox| {
         sandbox.diff(
             query.from.as_deref(),
             query.to.as_deref(),

@@ -21,14 +21,13 @@ impl Held {
     fn by(home: &Home, daemon: Pid, group: &str) -> Self {
         let own = |name: &str| format!("/proc/{}/{name}", daemon.as_raw_nonzero());
         let count = |path: &str| fs::read_dir(path).map_or(0, Iterator::count);
-        let store = format!("root{}/store/mnt/volumes", home.path().display());
         Self {
             descriptors: count(&own("fd")),
             threads: count(&own("task")),
             mounts: fs::read_to_string(own("mountinfo")).unwrap().lines().count(),
             processes: descendants(daemon).len(),
             cgroups: cgroups(group).len(),
-            volumes: count(&own(&store)),
+            volumes: home.volumes(),
         }
     }
 

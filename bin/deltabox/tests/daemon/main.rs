@@ -7,6 +7,7 @@ mod crowd;
 mod durable;
 mod fork;
 mod full;
+mod history;
 mod leaks;
 mod limits;
 mod refusals;

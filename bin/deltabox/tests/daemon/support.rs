@@ -142,6 +142,13 @@ impl Home {
             .count()
     }
 
+    /// Volumes in the store, as the daemon sees it.
+    pub fn volumes(&self) -> usize {
+        let daemon = self.daemon().unwrap().as_raw_nonzero();
+        let place = format!("/proc/{daemon}/root{}/store/mnt/volumes", self.path().display());
+        fs::read_dir(place).unwrap().count()
+    }
+
     /// Mounts of this mount namespace below the state directory.
     pub fn mounts(&self) -> usize {
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -31,12 +31,18 @@ pub fn start(home: &Home, sandbox: &str) {
     home.ok(&["exec", "-d", sandbox, "python3", "-c", PROGRAM]);
 }
 
+/// Tells it a word, which may be empty, and returns what it says: its pid and what it holds.
+#[track_caller]
+pub fn tell(home: &Home, sandbox: &str, word: &str) -> String {
+    let script = format!("while ! [ -p /tmp/out ]; do sleep 0.02; done; echo {word} > /tmp/in; cat /tmp/out");
+    home.sh(sandbox, &script)
+}
+
 /// Tells it a word, which may be empty. It must be whole, and its memory and its files must hold these words.
 #[track_caller]
-pub fn remembers(home: &Home, sandbox: &str, tell: &str, wanted: &str) {
-    let script = format!("while ! [ -p /tmp/out ]; do sleep 0.02; done; echo {tell} > /tmp/in; cat /tmp/out");
+pub fn remembers(home: &Home, sandbox: &str, word: &str, wanted: &str) {
     assert_eq!(
-        home.sh(sandbox, &script),
+        tell(home, sandbox, word),
         format!("2 kept True 300000 True {wanted}")
     );
 }

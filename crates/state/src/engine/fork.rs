@@ -76,7 +76,7 @@ impl Engine {
                 total_ms: start.elapsed().as_secs_f64() * 1e3,
             })),
             Err(error) => {
-                self.shared.kept.remove(id);
+                self.shared.kept.remove_all(id);
                 Forked::Failed {
                     name: name.to_owned(),
                     error: error.into_api(),

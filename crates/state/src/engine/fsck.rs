@@ -45,7 +45,9 @@ impl Engine {
                     });
                     problems.extend(problem.clone());
                 }
-                if !problems.is_empty() {
+                // One that was removed meanwhile is not damaged.
+                let id = node.id.clone();
+                if !problems.is_empty() && handle.call(move |sandbox| Ok(sandbox.has(&id))).unwrap_or(false) {
                     result.damaged.push(Damage {
                         sandbox: sandbox.clone(),
                         checkpoint: node.id.to_string(),

@@ -3,9 +3,8 @@
 mod fork;
 mod fsck;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -15,15 +14,16 @@ use deltabox_layers::{Frozen, Store, StoreKind, StoreOptions};
 
 use deltabox_process::PageStore;
 
-use crate::background::{Background, Means, Work};
+use crate::background::{Background, Means, Needed, Work};
 use crate::base;
 use crate::catalog::{Catalog, CheckpointRecord, SandboxRecord};
 use crate::config::{EngineConfig, StoreChoice};
+use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::id::SandboxId;
 use crate::pool::Pool;
 use crate::sandbox::{Handle, Live};
-use crate::segments::{Saved, SegmentId, Segments};
+use crate::segments::{Saved, Segments};
 
 /// What the sandboxes of an engine share.
 pub(crate) struct Shared {
@@ -36,26 +36,16 @@ pub(crate) struct Shared {
     pub pages: PageStore,
     /// The process halves of checkpoints on disk.
     pub segments: Arc<Segments>,
+    /// What open files without a name held.
+    pub contents: Contents,
     /// /dev/null, opened once.
     pub null: OwnedFd,
 }
 
-impl Shared {
-    /// Where what open files without a name held is kept for the checkpoints of a sandbox.
-    pub fn contents_of(&self, sandbox: &SandboxId) -> PathBuf {
-        contents_in(&self.config.home, sandbox)
-    }
-}
-
-fn contents_in(home: &Path, sandbox: &SandboxId) -> PathBuf {
-    home.join("contents").join(sandbox.as_str())
-}
-
-/// The segments that the checkpoints of each sandbox need.
-fn segments_of(known: &[(SandboxRecord, Vec<CheckpointRecord>)]) -> HashMap<SandboxId, BTreeSet<SegmentId>> {
+fn segments_of(known: &[(SandboxRecord, Vec<CheckpointRecord>)]) -> Needed {
     let all = |nodes: &[CheckpointRecord]| {
-        let saved = nodes.iter().filter_map(|node| node.saved.as_ref());
-        saved.flat_map(Saved::all).collect()
+        let saved = |node: &CheckpointRecord| Some((node.id.clone(), node.saved.clone()?));
+        nodes.iter().filter_map(saved).collect()
     };
     known
         .iter()
@@ -86,7 +76,17 @@ impl Kept {
             .extend(frozen);
     }
 
-    pub fn remove(&self, sandbox: &SandboxId) {
+    /// One checkpoint that refers to this state is no more; others may.
+    pub fn remove(&self, sandbox: &SandboxId, frozen: Frozen) {
+        let mut states = self.states.lock().expect("not poisoned");
+        if let Some(states) = states.get_mut(sandbox)
+            && let Some(at) = states.iter().position(|state| *state == frozen)
+        {
+            states.swap_remove(at);
+        }
+    }
+
+    pub fn remove_all(&self, sandbox: &SandboxId) {
         self.states.lock().expect("not poisoned").remove(sandbox);
     }
 
@@ -145,17 +145,23 @@ impl Engine {
         let needed = segments_of(&known);
         let segments = Segments::open(
             config.home.join("segments"),
-            &needed.values().flatten().copied().collect(),
+            &needed
+                .values()
+                .flat_map(HashMap::values)
+                .flat_map(Saved::all)
+                .collect(),
         )
         .map_err(|error| Error::io("cannot open the segments", &error))?;
         let segments = Arc::new(segments);
-        let home = config.home.clone();
+        let contents = Contents::new(&config.home);
+        let swept = contents.sweep(&known);
+        swept.map_err(|error| Error::io("cannot look at the contents of open files", &error))?;
         let (background, worker) = Background::start(Means {
             store: store.clone(),
             catalog: catalog.clone(),
             kept: kept.clone(),
             segments: segments.clone(),
-            contents: Box::new(move |sandbox| contents_in(&home, sandbox)),
+            contents: contents.clone(),
             needed,
         })?;
         let null = std::fs::File::options().read(true).write(true).open("/dev/null");
@@ -170,6 +176,7 @@ impl Engine {
             kept,
             pages: PageStore::new(),
             segments,
+            contents,
             null,
         });
         let mut sandboxes = HashMap::new();
@@ -354,20 +361,15 @@ impl Engine {
             Ok(())
         })?;
         handle.close();
-        match std::fs::remove_dir_all(self.shared.contents_of(handle.id())) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                tracing::warn!(%error, "contents of open files of a removed sandbox stay behind");
-            }
-            _ => {}
-        }
         let (done, receive) = std::sync::mpsc::channel();
         self.shared.background.send(Work::Forget {
             sandbox: handle.id().clone(),
             done,
         });
-        receive
-            .recv()
-            .map_err(|_| Error::new(ErrorKind::Conflict, "the daemon is stopping"))?
+        let forgotten = receive.recv();
+        forgotten.map_err(|_| Error::new(ErrorKind::Conflict, "the daemon is stopping"))??;
+        self.shared.contents.remove_all(handle.id());
+        Ok(())
     }
 
     /// Ends all sandboxes; their durable checkpoints stay. The last pending checkpoints are made durable first.

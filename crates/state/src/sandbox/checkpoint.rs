@@ -8,9 +8,10 @@ use deltabox_layers::Way;
 
 use super::live::switch_root;
 use super::processes::{Failed, ProcessState, Restored};
-use super::{Live, Sandbox};
+use super::{DurableReply, Live, Sandbox};
 use crate::background::{Pending, Work};
-use crate::catalog::CheckpointRecord;
+use crate::catalog::{Change, CheckpointRecord};
+use crate::contents;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
 
@@ -67,6 +68,7 @@ impl Sandbox {
             file_bytes: (frozen.way == "unchanged").then_some(0),
             memory_bytes: frozen.memory_bytes,
             processes: frozen.processes.as_ref().map_or(0, ProcessState::len),
+            contents: Some(frozen.processes.as_ref().map_or_else(Vec::new, contents::names)),
             process_state: frozen.processes,
             saved: None,
             failed: false,
@@ -189,9 +191,24 @@ impl Sandbox {
 
     /// Has the background worker sync the store and write the record and these checkpoints.
     pub(crate) fn queue_durable(&self, checkpoints: Vec<CheckpointRecord>) {
+        self.queue(checkpoints, Vec::new(), None);
+    }
+
+    /// Has the background worker change what the catalog holds; `done` is told then.
+    pub(super) fn queue_changes(&self, changes: Vec<Change>, done: Option<DurableReply>) {
+        let waits = done.is_some();
+        self.queue(Vec::new(), changes, done);
+        if waits {
+            self.shared.background.send(Work::Hurry);
+        }
+    }
+
+    fn queue(&self, checkpoints: Vec<CheckpointRecord>, changes: Vec<Change>, done: Option<DurableReply>) {
         self.shared.background.send(Work::Durable(Box::new(Pending {
             sandbox: self.record.clone(),
             checkpoints,
+            changes,
+            done: done.into_iter().collect(),
             handle: self.handle.clone(),
         })));
     }

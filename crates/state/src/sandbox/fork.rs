@@ -53,7 +53,7 @@ impl Sandbox {
         }
         let failed = |error: std::io::Error| Error::io("cannot keep contents of open files", &error);
         let open = |id: &SandboxId| {
-            let path = self.shared.contents_of(id);
+            let path = self.shared.contents.of(id);
             std::fs::create_dir_all(&path)?;
             ContentDirectory::open(&path)
         };

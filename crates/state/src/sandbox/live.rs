@@ -78,7 +78,7 @@ impl Live {
         )?;
         let root = cell.root()?;
         lap("attach", &mut phases);
-        let contents = shared.contents_of(&record.id);
+        let contents = shared.contents.of(&record.id);
         let processes = Processes::new(cell.clone(), shared.pages.clone(), &contents)?;
         Ok(Self {
             cell,

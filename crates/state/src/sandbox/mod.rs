@@ -8,6 +8,7 @@ mod checkpoint;
 mod exec;
 mod files;
 mod fork;
+mod history;
 mod live;
 mod pause;
 mod processes;

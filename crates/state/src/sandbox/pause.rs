@@ -52,6 +52,11 @@ impl Sandbox {
         self.rollback(to.unwrap_or("@"))
     }
 
+    /// Whether this checkpoint is still there.
+    pub(crate) fn has(&self, checkpoint: &CheckpointId) -> bool {
+        self.tree.get(checkpoint).is_some()
+    }
+
     /// The checkpoints that are on disk.
     pub(crate) fn durable(&self) -> Vec<CheckpointRecord> {
         self.tree.iter().filter(|node| node.durable).cloned().collect()

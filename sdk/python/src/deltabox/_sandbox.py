@@ -209,6 +209,11 @@ class Sandbox:
         """Puts the sandbox back into the state of a checkpoint. All checkpoints stay valid."""
         return parse(Rollback, self._api.json("POST", f"{self._path}/rollback", {"to": _checkpoint_id(to)}))
 
+    def remove_checkpoint(self, checkpoint: CheckpointLike) -> None:
+        """Removes a checkpoint, but not the current one. Its children become its parent's; all others stay what they
+        were."""
+        self._api.json("DELETE", f"{self._path}/checkpoints/{quote(_checkpoint_id(checkpoint), safe='')}")
+
     def fork(
         self, count: int = 1, *, from_checkpoint: CheckpointLike | None = None, name: str | None = None
     ) -> list[Sandbox]:

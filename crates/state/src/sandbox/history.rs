@@ -1,0 +1,76 @@
+//! Bounding the history: removing checkpoints of it.
+
+use std::collections::HashSet;
+
+use super::{DurableReply, Sandbox};
+use crate::background::Work;
+use crate::catalog::{Change, CheckpointRecord, Edit};
+use crate::error::{Error, Result};
+use crate::id::CheckpointId;
+
+impl Sandbox {
+    /// Removes a checkpoint; its children become its parent's. `done` is told when it will not come back even if the
+    /// daemon is killed.
+    pub fn remove_checkpoint(&mut self, reference: &str, done: DurableReply) -> Result<()> {
+        let id = self.tree.resolve(reference)?.id.clone();
+        if self.tree.current() == Some(&id) {
+            return Err(Error::conflict(format!(
+                "checkpoint {id} is the current one: the sandbox's state goes on from it"
+            ))
+            .hint("make another checkpoint or roll back to another one first"));
+        }
+        self.forget(&[id], Some(done));
+        Ok(())
+    }
+
+    /// Takes checkpoints out of the tree, and has everything that only they needed removed. None is the current one.
+    fn forget(&mut self, ids: &[CheckpointId], done: Option<DurableReply>) {
+        let (mut gone, mut moved) = (Vec::new(), HashSet::new());
+        for id in ids {
+            if let Some((node, children)) = self.tree.remove(id) {
+                gone.push(node);
+                moved.extend(children);
+            }
+            for reply in self.waiting.remove(id).unwrap_or_default() {
+                reply(Err(Error::conflict(format!(
+                    "checkpoint {id} was removed meanwhile"
+                ))));
+            }
+        }
+        let moved = self.tree.iter().filter(|node| moved.contains(&node.id));
+        let mut changes: Vec<Change> = moved
+            .map(|node| Change::of(node, Edit::Parent(node.parent.clone())))
+            .collect();
+        changes.extend(gone.iter().map(|node| {
+            let edit = Edit::Remove {
+                frozen: node.frozen,
+                contents: self.contents_only_of(node),
+            };
+            Change::of(node, edit)
+        }));
+        self.queue_changes(changes, done);
+        // Many pages may go with them.
+        self.shared.background.send(Work::Drop(Box::new(gone)));
+    }
+
+    /// Contents that no checkpoint of the tree needs besides this one, which is not in it any more. A later checkpoint
+    /// takes contents over from the current one only.
+    fn contents_only_of(&self, node: &CheckpointRecord) -> Vec<String> {
+        let others: Option<Vec<_>> = self.tree.iter().map(|other| other.contents.as_ref()).collect();
+        // Where one does not say what it needs, nothing can go.
+        let Some(others) = others else { return Vec::new() };
+        let needed: HashSet<&String> = others.into_iter().flatten().collect();
+        let own = node.contents.iter().flatten();
+        own.filter(|name| !needed.contains(name)).cloned().collect()
+    }
+}
+
+impl Change {
+    fn of(node: &CheckpointRecord, edit: Edit) -> Self {
+        Self {
+            checkpoint: node.id.clone(),
+            sequence: node.sequence,
+            edit,
+        }
+    }
+}
