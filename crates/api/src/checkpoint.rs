@@ -20,6 +20,8 @@ pub struct CheckpointRequest {
     pub label: Option<String>,
     /// Opaque; returned by a rollback to this checkpoint.
     pub token: Option<String>,
+    /// Nothing removes it until it is unpinned.
+    pub pin: bool,
     pub wait: Wait,
 }
 
@@ -104,6 +106,7 @@ pub struct CheckpointInfo {
     pub file_bytes: Option<u64>,
     pub memory_bytes: u64,
     pub processes: usize,
+    pub pinned: bool,
     pub durable: bool,
 }
 

@@ -67,6 +67,8 @@ pub(crate) struct CheckpointRecord {
     /// Names of the contents of open files that it needs; `None`: not known.
     #[serde(default)]
     pub contents: Option<Vec<String>>,
+    #[serde(default)]
+    pub pinned: bool,
     /// The process half, where it is in memory.
     #[serde(skip)]
     pub process_state: Option<ProcessState>,
@@ -105,6 +107,7 @@ pub(crate) struct Change {
 
 pub(crate) enum Edit {
     Parent(Option<CheckpointId>),
+    Pin(bool),
     /// It is forgotten; then its files and these contents, which no other checkpoint of the sandbox has, can go.
     Remove {
         frozen: Frozen,
@@ -117,6 +120,7 @@ impl Change {
     pub fn apply(&self, mut node: CheckpointRecord) -> Option<CheckpointRecord> {
         match &self.edit {
             Edit::Parent(parent) => node.parent.clone_from(parent),
+            Edit::Pin(pinned) => node.pinned = *pinned,
             Edit::Remove { .. } => return None,
         }
         Some(node)

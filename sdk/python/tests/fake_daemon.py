@@ -90,13 +90,14 @@ class FakeSandbox:
             "file_bytes": None,
             "memory_bytes": 0,
             "processes": 0,
+            "pinned": request.get("pin", False),
             "durable": request["wait"] == "durable",
         }
         shutil.copytree(self.root, self.copy_of(made), symlinks=True)
         self.checkpoints.append(made)
         self.current = made["id"]
         extra = {"stopped_ms": 0.1, "total_ms": 0.2, "phases_ms": {"freeze": 0.1}, "freeze": "switch"}
-        return {key: value for key, value in {**made, **extra}.items() if key not in ("token", "created_unix_ms")}
+        return {key: value for key, value in {**made, **extra}.items() if key not in ("token", "created_unix_ms", "pinned")}
 
     def rollback(self, to: str) -> dict[str, Any]:
         target = self.find(to)
@@ -117,6 +118,8 @@ class FakeSandbox:
         gone = self.find(name)
         if gone["id"] == self.current:
             raise Failed("conflict", f"checkpoint {gone['id']} is the current one", hint="roll back first")
+        if gone["pinned"]:
+            raise Failed("conflict", f"checkpoint {gone['id']} is pinned", hint="unpin it")
         self.checkpoints.remove(gone)
         for child in self.checkpoints:
             if child["parent"] == gone["id"]:
@@ -248,6 +251,9 @@ class Handler(BaseHTTPRequestHandler):
             return sandbox.checkpoint(json.loads(self.body))
         if parts == ["checkpoints"]:
             return {"checkpoints": sandbox.checkpoints, "current": sandbox.current}
+        if parts[0] == "checkpoints" and parts[2:] == ["pin"]:
+            sandbox.find(parts[1])["pinned"] = method == "PUT"
+            return None
         if parts[0] == "checkpoints" and method == "DELETE":
             return sandbox.remove_checkpoint(parts[1])
         if parts == ["rollback"]:

@@ -120,6 +120,19 @@ def test_single_checkpoints_are_removed(sb: Sandbox) -> None:
     assert [c.id for c in sb.log().checkpoints] == [one.id]
 
 
+def test_a_pinned_checkpoint_stays(sb: Sandbox) -> None:
+    one, two = sb.checkpoint("one", pin=True), sb.checkpoint("two")
+    sb.checkpoint()
+    sb.pin(two)
+    assert [c.pinned for c in sb.log().checkpoints] == [True, True, False]
+    for pinned in (one, two):
+        with pytest.raises(Conflict, match="pinned"):
+            sb.remove_checkpoint(pinned)
+        sb.unpin(pinned)
+        sb.remove_checkpoint(pinned)
+    assert [c.pinned for c in sb.log().checkpoints] == [False]
+
+
 def test_a_paused_sandbox_comes_back(sb: Sandbox) -> None:
     made = sb.pause()
     assert (made.durable, sb.info().status) == (True, "stopped")

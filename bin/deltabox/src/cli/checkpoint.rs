@@ -19,6 +19,9 @@ pub struct Args {
     /// Any text, given back by a rollback to this checkpoint
     #[arg(long)]
     token: Option<String>,
+    /// Keep it from being removed until it is unpinned
+    #[arg(long)]
+    pin: bool,
     /// What to wait for
     #[arg(long, value_enum, default_value = "ready", hide_possible_values = false)]
     wait: WaitFor,
@@ -39,6 +42,7 @@ pub fn run(args: Args) -> Outcome {
     let request = CheckpointRequest {
         label: args.label,
         token: args.token,
+        pin: args.pin,
         wait: match args.wait {
             WaitFor::Ready => Wait::Ready,
             WaitFor::Durable => Wait::Durable,

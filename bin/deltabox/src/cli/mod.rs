@@ -17,6 +17,7 @@ mod log;
 mod ls;
 mod output;
 mod pause;
+mod pin;
 mod restore;
 mod resume;
 mod rm;
@@ -31,6 +32,7 @@ mod units;
 
 use clap::{Parser, Subcommand};
 use deltabox_api::EXIT_EXEC_FAILED;
+use hyper::Method;
 
 use failure::Outcome;
 
@@ -57,6 +59,10 @@ enum Command {
     Rm(rm::Args),
     Checkpoint(checkpoint::Args),
     Rollback(rollback::Args),
+    /// Keep a checkpoint from being removed until it is unpinned
+    Pin(pin::Args),
+    /// Allow a pinned checkpoint to be removed again
+    Unpin(pin::Args),
     Fork(fork::Args),
     Pause(pause::Args),
     Resume(resume::Args),
@@ -110,6 +116,8 @@ fn run(command: Command) -> Outcome {
         Command::Rm(args) => rm::run(&args),
         Command::Checkpoint(args) => checkpoint::run(args),
         Command::Rollback(args) => rollback::run(args),
+        Command::Pin(args) => pin::run(&args, Method::PUT),
+        Command::Unpin(args) => pin::run(&args, Method::DELETE),
         Command::Fork(args) => fork::run(args),
         Command::Pause(args) => pause::run(&args),
         Command::Resume(args) => resume::run(args),

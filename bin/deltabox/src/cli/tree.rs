@@ -18,11 +18,11 @@ pub fn draw(log: &Log) -> String {
         .map(|row| row.graph.chars().count())
         .max()
         .unwrap_or(0);
-    let columns: Vec<[String; 6]> = rows
+    let columns: Vec<[String; 7]> = rows
         .iter()
         .map(|row| columns(row.checkpoint, log.current.as_deref()))
         .collect();
-    let mut widths = [0; 6];
+    let mut widths = [0; 7];
     for row in &columns {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -40,7 +40,7 @@ pub fn draw(log: &Log) -> String {
     text
 }
 
-fn columns(checkpoint: &CheckpointInfo, current: Option<&str>) -> [String; 6] {
+fn columns(checkpoint: &CheckpointInfo, current: Option<&str>) -> [String; 7] {
     [
         checkpoint.id.clone(),
         checkpoint.label.as_deref().map(printable).unwrap_or_default(),
@@ -54,6 +54,7 @@ fn columns(checkpoint: &CheckpointInfo, current: Option<&str>) -> [String; 6] {
                 count(n, "process", "processes")
             ),
         },
+        if checkpoint.pinned { "pinned" } else { "" }.to_owned(),
         match (current == Some(&checkpoint.id), checkpoint.durable) {
             (true, true) => "durable  <- current".to_owned(),
             (true, false) => "         <- current".to_owned(),
@@ -148,6 +149,7 @@ mod tests {
                 file_bytes: Some(0),
                 memory_bytes: 0,
                 processes: 0,
+                pinned: false,
                 durable: false,
             });
         Log {

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use axum::{Json, Router};
 use deltabox_api::*;
 use deltabox_state::{DurableReply, Handle, Sandbox};
@@ -30,6 +30,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/execs/{exec}/signal", post(signal))
         .route("/checkpoints", get(log).post(checkpoint))
         .route("/checkpoints/{checkpoint}", delete(remove_checkpoint))
+        .route("/checkpoints/{checkpoint}/pin", put(pin).delete(unpin))
         .route("/rollback", post(rollback))
         .route("/fork", post(fork))
         .route("/pause", post(pause))
@@ -206,6 +207,24 @@ async fn remove_checkpoint(
     answer(
         durably(&handle, move |sandbox, done| {
             sandbox.remove_checkpoint(&checkpoint, done)
+        })
+        .await,
+    )
+}
+
+async fn pin(State(daemon): Shared, Path(path): Path<(String, String)>) -> Answer<()> {
+    set_pin(&daemon, path, true).await
+}
+
+async fn unpin(State(daemon): Shared, Path(path): Path<(String, String)>) -> Answer<()> {
+    set_pin(&daemon, path, false).await
+}
+
+async fn set_pin(daemon: &Daemon, (name, checkpoint): (String, String), pinned: bool) -> Answer<()> {
+    let handle = daemon.handle(&name)?;
+    answer(
+        durably(&handle, move |sandbox, done| {
+            sandbox.pin(&checkpoint, pinned, done)
         })
         .await,
     )

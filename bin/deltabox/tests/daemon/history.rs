@@ -228,3 +228,34 @@ fn children_do_not_miss_what_was_removed_from_their_source() {
     assert_eq!(witness::tell(home, "child", "more"), format!("{said} more"));
     grown.check();
 }
+
+#[test]
+fn a_pinned_checkpoint_stays_until_it_is_unpinned() {
+    let home = Home::new();
+    home.ok(&["create", "--name", "box"]);
+    home.ok(&["checkpoint", "box", "--label", "one", "--pin"]);
+    home.ok(&["checkpoint", "box", "--label", "two"]);
+    home.ok(&["checkpoint", "box", "--label", "three"]);
+    home.ok(&["pin", "box", "two"]);
+    home.ok(&["pin", "box", "@"]);
+    home.kill_daemon();
+    let pinned = || -> Vec<bool> {
+        let log = home.json(&["log", "box"]);
+        let nodes = log["checkpoints"].as_array().unwrap().iter();
+        nodes.map(|node| node["pinned"] == true).collect()
+    };
+    assert_eq!(pinned(), [true, true, true]);
+    assert!(home.ok(&["log", "box"]).contains("pinned  durable"));
+    let said = home.refuses(4, &["rm", "box", "--checkpoint", "two"]);
+    assert!(
+        said.contains("is pinned") && said.contains("deltabox unpin box"),
+        "{said}"
+    );
+    home.ok(&["unpin", "box", "two"]);
+    home.kill_daemon();
+    assert_eq!(pinned(), [true, false, true]);
+    home.ok(&["rm", "box", "--checkpoint", "two"]);
+    home.refuses(3, &["pin", "box", "two"]);
+    home.ok(&["fork", "box", "--name", "child", "--from", "one"]);
+    assert_eq!(home.json(&["log", "child"])["checkpoints"][0]["pinned"], false);
+}

@@ -95,6 +95,7 @@ impl Engine {
         let checkpoint = CheckpointRecord {
             parent: None,
             sequence: 0,
+            pinned: false,
             durable: false,
             ..point.checkpoint.clone()
         };

@@ -69,6 +69,7 @@ impl Sandbox {
             memory_bytes: frozen.memory_bytes,
             processes: frozen.processes.as_ref().map_or(0, ProcessState::len),
             contents: Some(frozen.processes.as_ref().map_or_else(Vec::new, contents::names)),
+            pinned: request.pin,
             process_state: frozen.processes,
             saved: None,
             failed: false,

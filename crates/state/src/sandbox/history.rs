@@ -1,4 +1,4 @@
-//! Bounding the history: removing checkpoints of it.
+//! Bounding the history: removing checkpoints of it, and keeping them from being removed.
 
 use std::collections::HashSet;
 
@@ -12,14 +12,31 @@ impl Sandbox {
     /// Removes a checkpoint; its children become its parent's. `done` is told when it will not come back even if the
     /// daemon is killed.
     pub fn remove_checkpoint(&mut self, reference: &str, done: DurableReply) -> Result<()> {
-        let id = self.tree.resolve(reference)?.id.clone();
+        let node = self.tree.resolve(reference)?;
+        let (id, pinned) = (node.id.clone(), node.pinned);
         if self.tree.current() == Some(&id) {
             return Err(Error::conflict(format!(
                 "checkpoint {id} is the current one: the sandbox's state goes on from it"
             ))
             .hint("make another checkpoint or roll back to another one first"));
         }
+        if pinned {
+            let name = &self.record.name;
+            return Err(Error::conflict(format!("checkpoint {id} is pinned"))
+                .hint(format!("`deltabox unpin {name} {id}` allows removing it")));
+        }
         self.forget(&[id], Some(done));
+        Ok(())
+    }
+
+    /// Keeps a checkpoint from being removed, or allows it again. `done` is told when that survives a crash.
+    pub fn pin(&mut self, reference: &str, pinned: bool, done: DurableReply) -> Result<()> {
+        let id = self.tree.resolve(reference)?.id.clone();
+        if let Some(node) = self.tree.get_mut(&id) {
+            node.pinned = pinned;
+            let change = Change::of(node, Edit::Pin(pinned));
+            self.queue_changes(vec![change], Some(done));
+        }
         Ok(())
     }
 

@@ -202,6 +202,7 @@ fn checkpoint_info(node: &CheckpointRecord) -> CheckpointInfo {
         file_bytes: node.file_bytes,
         memory_bytes: node.memory_bytes,
         processes: node.processes,
+        pinned: node.pinned,
         durable: node.durable,
     }
 }

@@ -198,11 +198,11 @@ class Sandbox:
     # States
 
     def checkpoint(
-        self, label: str | None = None, *, token: str | None = None, durable: bool = False
+        self, label: str | None = None, *, token: str | None = None, pin: bool = False, durable: bool = False
     ) -> Checkpoint:
         """Keeps the present state. label: a name usable in place of the id. token: any text, given back by a rollback.
-        durable: return only when the checkpoint survives a loss of power."""
-        body = {"label": label, "token": token, "wait": "durable" if durable else "ready"}
+        pin: as :meth:`pin`. durable: return only when the checkpoint survives a loss of power."""
+        body = {"label": label, "token": token, "pin": pin, "wait": "durable" if durable else "ready"}
         return parse(Checkpoint, self._api.json("POST", f"{self._path}/checkpoints", body))
 
     def rollback(self, to: CheckpointLike) -> Rollback:
@@ -210,9 +210,20 @@ class Sandbox:
         return parse(Rollback, self._api.json("POST", f"{self._path}/rollback", {"to": _checkpoint_id(to)}))
 
     def remove_checkpoint(self, checkpoint: CheckpointLike) -> None:
-        """Removes a checkpoint, but not the current one. Its children become its parent's; all others stay what they
-        were."""
-        self._api.json("DELETE", f"{self._path}/checkpoints/{quote(_checkpoint_id(checkpoint), safe='')}")
+        """Removes a checkpoint, but not the current one and no pinned one. Its children become its parent's; all others
+        stay what they were."""
+        self._api.json("DELETE", self._checkpoint_path(checkpoint))
+
+    def pin(self, checkpoint: CheckpointLike) -> None:
+        """Keeps a checkpoint from being removed until it is unpinned."""
+        self._api.json("PUT", f"{self._checkpoint_path(checkpoint)}/pin")
+
+    def unpin(self, checkpoint: CheckpointLike) -> None:
+        """Allows a pinned checkpoint to be removed again."""
+        self._api.json("DELETE", f"{self._checkpoint_path(checkpoint)}/pin")
+
+    def _checkpoint_path(self, checkpoint: CheckpointLike) -> str:
+        return f"{self._path}/checkpoints/{quote(_checkpoint_id(checkpoint), safe='')}"
 
     def fork(
         self, count: int = 1, *, from_checkpoint: CheckpointLike | None = None, name: str | None = None

@@ -78,6 +78,8 @@ class CheckpointInfo:
     file_bytes: int | None
     memory_bytes: int
     processes: int
+    #: Whether it is kept from being removed.
+    pinned: bool
     durable: bool
 
 
