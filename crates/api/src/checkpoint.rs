@@ -79,6 +79,30 @@ pub struct ResumeRequest {
     pub to: Option<String>,
 }
 
+/// Body of `POST /v1/gc`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct GcRequest {
+    /// Only this sandbox; absent: all.
+    pub sandbox: Option<String>,
+}
+
+/// Answer of `POST /v1/gc`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct GcResult {
+    /// Checkpoints that the sandboxes' limits did not keep.
+    pub removed: Vec<RemovedCheckpoint>,
+    /// What only they needed on disk.
+    pub freed_bytes: u64,
+}
+
+/// A checkpoint that is no more.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RemovedCheckpoint {
+    pub sandbox: String,
+    pub checkpoint: String,
+}
+
 /// Answer of `POST /v1/fsck`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct FsckResult {
@@ -108,6 +132,18 @@ pub struct CheckpointInfo {
     pub processes: usize,
     pub pinned: bool,
     pub durable: bool,
+    /// What it takes on disk; absent unless asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskBytes>,
+}
+
+/// What something takes on disk, files and processes, without the filesystem's own books.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DiskBytes {
+    /// What only one checkpoint of the sandbox needs: it goes with the checkpoint.
+    pub private_bytes: u64,
+    /// What several need.
+    pub shared_bytes: u64,
 }
 
 /// Answer of `GET /v1/sandboxes/{name}/checkpoints`.
@@ -115,4 +151,8 @@ pub struct CheckpointInfo {
 pub struct Log {
     pub checkpoints: Vec<CheckpointInfo>,
     pub current: Option<String>,
+    /// What all take together: the sum of their private bytes, and the shared ones, each counted once. Absent unless
+    /// asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskBytes>,
 }

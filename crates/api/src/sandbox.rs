@@ -2,6 +2,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::DiskBytes;
+
 /// Where a sandbox's root filesystem comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
 #[serde(tag = "type", rename_all = "snake_case")]
@@ -26,6 +28,28 @@ pub struct Limits {
     pub cpus: Option<f64>,
 }
 
+/// How much history a sandbox keeps: all limits hold, the oldest checkpoints go first. Absent means no limit. The current
+/// checkpoint and its ancestors, and those that have a label or are pinned, stay whatever the limits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Retention {
+    /// Only so many, the last ones made.
+    pub keep_last: Option<usize>,
+    /// Only those that are not older.
+    pub keep_age_ms: Option<u64>,
+    /// Only as many as take so much on disk together.
+    pub keep_bytes: Option<u64>,
+    /// Ancestors of the current checkpoint may go too.
+    pub ancestors: bool,
+}
+
+impl Retention {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        self.keep_last.is_none() && self.keep_age_ms.is_none() && self.keep_bytes.is_none()
+    }
+}
+
 /// A directory of the host made available inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Mount {
@@ -48,6 +72,7 @@ pub struct CreateRequest {
     pub mounts: Vec<Mount>,
     /// Environment of every command.
     pub env: BTreeMap<String, String>,
+    pub retention: Retention,
 }
 
 /// Whether a sandbox has a cell.
@@ -71,6 +96,8 @@ pub struct SandboxInfo {
     pub limits: Limits,
     pub mounts: Vec<Mount>,
     pub env: BTreeMap<String, String>,
+    #[serde(default)]
+    pub retention: Retention,
     /// Seconds since the epoch.
     pub created_unix: u64,
     /// Checkpoint the live state descends from.
@@ -106,4 +133,7 @@ pub struct Stats {
     pub checkpoints: usize,
     /// Layers below the upper.
     pub depth: usize,
+    /// What all checkpoints take together, each byte counted once; absent unless asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<DiskBytes>,
 }

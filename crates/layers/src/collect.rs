@@ -87,6 +87,7 @@ impl Store {
                 None => {}
             }
         }
+        self.forget_places(frozen)?;
         let usage = self.usage()?;
         if usage.available_bytes < usage.total_bytes / SCARCE {
             self.0.reaper.send(Job::Reclaim(dir.to_path_buf()));

@@ -27,6 +27,7 @@ mod nodes;
 mod package;
 mod reaper;
 mod restore;
+mod space;
 mod squash;
 mod stack;
 mod store;

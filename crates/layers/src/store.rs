@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, RwLock};
 
+use deltabox_sys::extents;
 use rustix::fs::{FlockOperation, flock, fstatvfs, syncfs};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
@@ -17,6 +19,7 @@ use crate::ids::{IdSource, LayerId, VolumeId};
 use crate::image;
 use crate::links::LinkTable;
 use crate::reaper::{Job, Reaper};
+use crate::space::Places;
 use crate::tree::LayerName;
 use crate::volume::Volume;
 
@@ -72,6 +75,7 @@ pub(crate) struct Inner {
     /// Of layers and bases, by path.
     link_tables: Mutex<HashMap<PathBuf, Arc<LinkTable>>>,
     volumes: Mutex<HashMap<VolumeId, Arc<Volume>>>,
+    pub places: Places,
     pub claims: Mutex<HashMap<u64, Claimed>>,
     next_claim: AtomicU64,
     /// Read-locked from looking a chain up until it is claimed, write-locked while rubbish is given up.
@@ -161,6 +165,7 @@ impl Store {
             views: Views::open(dir.join("views"))?,
             link_tables: Mutex::default(),
             volumes: Mutex::default(),
+            places: Places::default(),
             claims: Mutex::default(),
             next_claim: AtomicU64::new(0),
             gate: RwLock::new(()),
@@ -218,6 +223,37 @@ impl Store {
     /// Waits until all background work that was asked for so far is done.
     pub fn settle(&self) {
         self.0.reaper.settle();
+    }
+
+    /// Waits for background work and gives what is free back to whatever the store lies on.
+    ///
+    /// # Errors
+    /// `EIO`, `ENOSPC`.
+    pub fn reclaim(&self) -> Result<()> {
+        self.settle();
+        if self.features().snapshots {
+            self.0.reaper.send(Job::Reclaim(self.volumes_dir().to_path_buf()));
+            self.settle();
+            self.wait_for_deleted();
+        }
+        if self.0.mounted.is_some() {
+            // What the device cannot take back stays allocated to the image, and is used again.
+            let _ = extents::trim(self.0.root_dir.as_fd());
+        }
+        Ok(())
+    }
+
+    /// A deleted subvolume's space becomes free some time later; there is no end to wait for, only less to be seen.
+    fn wait_for_deleted(&self) {
+        let mut used = u64::MAX;
+        for _ in 0..100 {
+            let now = self.usage().map_or(0, |usage| usage.used_bytes);
+            if now >= used {
+                return;
+            }
+            used = now;
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
     }
 
     pub(crate) fn volumes_dir(&self) -> &Path {

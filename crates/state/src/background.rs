@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use deltabox_api::Retention;
 use deltabox_layers::{SquashJob, Store, Top};
 
 use crate::catalog::{Catalog, Change, CheckpointRecord, Edit, SandboxRecord};
@@ -15,7 +16,9 @@ use crate::contents::Contents;
 use crate::engine::Kept;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, SandboxId};
-use crate::sandbox::{DurableReply, Handle};
+use crate::ledger::Disk;
+use crate::retention::{Candidate, excess};
+use crate::sandbox::{DurableReply, Handle, now_unix_ms};
 use crate::segments::{Saved, SegmentId, Segments};
 
 pub(crate) enum Work {
@@ -25,6 +28,10 @@ pub(crate) enum Work {
     Hurry,
     /// Merge layers, so that a long history is not felt.
     Squash(SquashJob),
+    /// Remove what a sandbox's limits do not keep.
+    Limit(Box<Limit>),
+    /// Give up everything that nobody needs, and hand its space back; answered when that is done.
+    Reclaim(Sender<Result<()>>),
     /// The sandbox is gone: forget its record, and whatever still waits for it.
     Forget {
         sandbox: SandboxId,
@@ -33,6 +40,14 @@ pub(crate) enum Work {
     /// Something whose release can take long.
     Drop(Box<dyn Any + Send>),
     Stop,
+}
+
+/// Checkpoints of a sandbox and how many of them it keeps.
+pub(crate) struct Limit {
+    pub sandbox: SandboxId,
+    pub limits: Retention,
+    pub checkpoints: Vec<Candidate>,
+    pub handle: Handle,
 }
 
 /// The queue to the worker.
@@ -146,11 +161,15 @@ impl Worker {
     /// `false` ends the worker, after all earlier work was done.
     fn carry_out(&mut self, batch: Vec<Work>) -> bool {
         let (mut go_on, mut hurry) = (true, false);
-        let (mut forget, mut squash) = (Vec::new(), Vec::new());
+        let (mut forget, mut squash, mut limits, mut reclaim) =
+            (Vec::new(), Vec::new(), HashMap::new(), Vec::new());
         for work in batch {
             match work {
                 Work::Drop(thing) => drop(thing),
                 Work::Squash(job) => squash.push(job),
+                // Of several, the last one knows all checkpoints.
+                Work::Limit(limit) => drop(limits.insert(limit.sandbox.clone(), limit)),
+                Work::Reclaim(done) => reclaim.push(done),
                 Work::Hurry => hurry = true,
                 Work::Stop => go_on = false,
                 Work::Forget { sandbox, done } => {
@@ -178,6 +197,15 @@ impl Worker {
         if removed && let Err(error) = self.means.kept.collect(&self.means.store) {
             tracing::error!(%error, "layers that nobody needs could not be removed");
         }
+        for limit in limits.into_values() {
+            self.limit(&limit);
+        }
+        if !reclaim.is_empty() {
+            let reclaimed = self.reclaim();
+            reclaim
+                .into_iter()
+                .for_each(|done| drop(done.send(reclaimed.clone())));
+        }
         for job in squash {
             if let Err(error) = job.run() {
                 // The chain stays long, which costs time only.
@@ -185,6 +213,40 @@ impl Worker {
             }
         }
         go_on
+    }
+
+    fn limit(&self, limit: &Limit) {
+        let Limit {
+            sandbox,
+            limits,
+            checkpoints,
+            handle,
+        } = limit;
+        let mut ledger = None;
+        if limits.keep_bytes.is_some() {
+            let needs: Vec<_> = checkpoints
+                .iter()
+                .map(|candidate| candidate.needs.clone())
+                .collect();
+            let disk = Disk {
+                store: &self.means.store,
+                segments: &self.means.segments,
+                contents: &self.means.contents,
+            };
+            match disk.ledger(sandbox, &needs) {
+                Ok(found) => ledger = Some(found),
+                Err(error) => tracing::error!(%error, "cannot find out what checkpoints take"),
+            }
+        }
+        let gone = excess(limits, now_unix_ms(), checkpoints, ledger.as_mut());
+        if !gone.is_empty() {
+            handle.submit(move |sandbox| drop(sandbox.retire(&gone, None)));
+        }
+    }
+
+    fn reclaim(&self) -> Result<()> {
+        self.means.kept.collect(&self.means.store)?;
+        Ok(self.means.store.reclaim()?)
     }
 
     fn gather(&mut self, new: Pending) {

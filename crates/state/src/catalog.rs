@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use deltabox_api::{Limits, Mount, Root};
+use deltabox_api::{Limits, Mount, Retention, Root};
 use deltabox_layers::Frozen;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,8 @@ pub(crate) struct SandboxRecord {
     /// Lower directories of the base, top first.
     pub base: Vec<std::path::PathBuf>,
     pub created_unix: u64,
+    #[serde(default)]
+    pub retention: Retention,
     #[serde(default)]
     pub current: Option<CheckpointId>,
 }

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use deltabox_process::descriptor::ContentDirectory;
@@ -44,6 +45,11 @@ impl Contents {
             File::open(directory)?.sync_all()?;
         }
         Ok(())
+    }
+
+    /// What a content takes on disk.
+    pub fn bytes(&self, sandbox: &SandboxId, name: &str) -> u64 {
+        fs::metadata(self.of(sandbox).join(name)).map_or(0, |file| file.blocks() * 512)
     }
 
     /// Removes contents that no checkpoint of the sandbox needs any more.

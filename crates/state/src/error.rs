@@ -59,6 +59,11 @@ impl Error {
         self.exec_exit_code
     }
 
+    /// Whether it says that a sandbox is no more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.api.kind == ErrorKind::Conflict
+    }
+
     pub fn into_api(self) -> ApiError {
         self.api
     }

@@ -6,6 +6,7 @@
 pub mod attributes;
 pub mod btrfs;
 pub mod clone;
+pub mod extents;
 pub mod fd;
 pub mod fsids;
 pub mod kcmp;

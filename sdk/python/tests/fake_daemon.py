@@ -125,6 +125,15 @@ class FakeSandbox:
             if child["parent"] == gone["id"]:
                 child["parent"] = gone["parent"]
 
+    def gc(self) -> dict[str, Any]:
+        keep = self.request["retention"]["keep_last"]
+        assert self.request["retention"]["ancestors"]
+        gone = [c for c in self.checkpoints[:-keep] if not c["label"] and not c["pinned"] and c["id"] != self.current]
+        for checkpoint in gone:
+            self.remove_checkpoint(checkpoint["id"])
+        removed = [{"sandbox": self.name, "checkpoint": checkpoint["id"]} for checkpoint in gone]
+        return {"removed": removed, "freed_bytes": 0}
+
     def diff(self, before: str | None, after: str | None) -> dict[str, Any]:
         old = contents(self.copy_of(self.find(before or self.current or "@")))
         new = contents(self.copy_of(self.find(after)) if after else self.root)
@@ -231,6 +240,8 @@ class Handler(BaseHTTPRequestHandler):
                 raise Failed("conflict", f"the name '{name}' is taken", hint="choose another")
             daemon.sandboxes[name] = FakeSandbox(daemon.home, name, request)
             return daemon.sandboxes[name].info()
+        if parts == ["gc"]:
+            return daemon.sandboxes[json.loads(self.body)["sandbox"]].gc()
         sandbox = daemon.sandboxes.get(parts[1])
         if sandbox is None:
             raise Failed("not_found", f"no sandbox '{parts[1]}'", hint="deltabox ls lists them")
@@ -250,7 +261,12 @@ class Handler(BaseHTTPRequestHandler):
         if parts == ["checkpoints"] and method == "POST":
             return sandbox.checkpoint(json.loads(self.body))
         if parts == ["checkpoints"]:
-            return {"checkpoints": sandbox.checkpoints, "current": sandbox.current}
+            disk = {"disk": {"private_bytes": 0, "shared_bytes": 0}} if self.query.get("disk") == "true" else {}
+            checkpoints = [{**checkpoint, **disk} for checkpoint in sandbox.checkpoints]
+            return {"checkpoints": checkpoints, "current": sandbox.current, **disk}
+        if parts == ["retention"]:
+            sandbox.request["retention"] = json.loads(self.body)
+            return None
         if parts[0] == "checkpoints" and parts[2:] == ["pin"]:
             sandbox.find(parts[1])["pinned"] = method == "PUT"
             return None

@@ -12,6 +12,7 @@ from deltabox import (
     Conflict,
     ForkFailed,
     NotFound,
+    Retention,
     Sandbox,
     UsageError,
 )
@@ -131,6 +132,19 @@ def test_a_pinned_checkpoint_stays(sb: Sandbox) -> None:
         sb.unpin(pinned)
         sb.remove_checkpoint(pinned)
     assert [c.pinned for c in sb.log().checkpoints] == [False]
+
+
+def test_limits_bound_the_history(sb: Sandbox) -> None:
+    made = [sb.checkpoint("first"), *(sb.checkpoint(durable=True) for _ in range(5))]
+    sb.set_retention(Retention(keep_last=2, keep_age=3600, keep_bytes="1T", ancestors=True))
+    result = sb.gc()
+    assert [r.checkpoint for r in result.removed] == [c.id for c in made[1:4]]
+    assert {r.sandbox for r in result.removed} == {sb.name}
+    log = sb.log(disk=True)
+    assert [c.id for c in log.checkpoints] == [made[0].id, made[4].id, made[5].id]
+    assert log.disk is not None
+    assert log.disk.private_bytes == sum(c.disk.private_bytes for c in log.checkpoints if c.disk)
+    assert sb.log().disk is None
 
 
 def test_a_paused_sandbox_comes_back(sb: Sandbox) -> None:

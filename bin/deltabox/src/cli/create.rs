@@ -40,6 +40,8 @@ pub struct Args {
     /// Make the current directory available inside at the same path, writable
     #[arg(long)]
     here: bool,
+    #[command(flatten)]
+    retention: super::retention::Limits,
     /// Environment of every command; without a value, the caller's own
     #[arg(long = "env", short, value_name = "K[=V]")]
     env: Vec<String>,
@@ -95,6 +97,7 @@ fn request(args: Args) -> Result<CreateRequest, ApiError> {
         },
         mounts,
         env: parse_env(&args.env)?,
+        retention: args.retention.retention(),
     })
 }
 

@@ -18,7 +18,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> Outcome {
-    let log: Log = Client::from_env()?.get(&sandbox_path(&args.name, "/checkpoints"))?;
+    let log: Log = Client::from_env()?.get(&sandbox_path(&args.name, "/checkpoints?disk=true"))?;
     if args.json {
         emit_json(&log)?;
     } else if log.checkpoints.is_empty() {

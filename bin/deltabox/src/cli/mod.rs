@@ -12,6 +12,7 @@ mod export;
 mod failure;
 mod fork;
 mod fsck;
+mod gc;
 mod inspect;
 mod log;
 mod ls;
@@ -20,6 +21,7 @@ mod pause;
 mod pin;
 mod restore;
 mod resume;
+mod retention;
 mod rm;
 mod rollback;
 mod serve;
@@ -67,6 +69,8 @@ enum Command {
     Pause(pause::Args),
     Resume(resume::Args),
     Log(log::Args),
+    Retention(retention::Args),
+    Gc(gc::Args),
     Diff(diff::Args),
     Restore(restore::Args),
     Export(export::Args),
@@ -122,6 +126,8 @@ fn run(command: Command) -> Outcome {
         Command::Pause(args) => pause::run(&args),
         Command::Resume(args) => resume::run(args),
         Command::Log(args) => log::run(&args),
+        Command::Retention(args) => retention::run(&args),
+        Command::Gc(args) => gc::run(args),
         Command::Diff(args) => diff::run(&args),
         Command::Restore(args) => restore::run(args),
         Command::Export(args) => export::run(&args),

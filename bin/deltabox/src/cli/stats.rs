@@ -30,7 +30,7 @@ pub fn run(args: &Args) -> Outcome {
     };
     let mut all: BTreeMap<String, Stats> = BTreeMap::new();
     for name in names {
-        let stats = client.get(&sandbox_path(&name, "/stats"))?;
+        let stats = client.get(&sandbox_path(&name, "/stats?disk=true"))?;
         all.insert(name, stats);
     }
     match &args.name {
@@ -50,6 +50,8 @@ fn describe(all: &BTreeMap<String, Stats>) -> String {
         "CPU",
         "KEPT PAGES",
         "CHECKPOINTS",
+        "PRIVATE",
+        "SHARED",
         "DEPTH",
     ]);
     for (name, stats) in all {
@@ -64,6 +66,8 @@ fn describe(all: &BTreeMap<String, Stats>) -> String {
             cpu,
             size(stats.page_store_bytes),
             stats.checkpoints.to_string(),
+            size_or_dash(stats.disk.map(|disk| disk.private_bytes)),
+            size_or_dash(stats.disk.map(|disk| disk.shared_bytes)),
             stats.depth.to_string(),
         ]);
     }

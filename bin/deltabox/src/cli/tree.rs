@@ -18,11 +18,11 @@ pub fn draw(log: &Log) -> String {
         .map(|row| row.graph.chars().count())
         .max()
         .unwrap_or(0);
-    let columns: Vec<[String; 7]> = rows
+    let columns: Vec<[String; 8]> = rows
         .iter()
         .map(|row| columns(row.checkpoint, log.current.as_deref()))
         .collect();
-    let mut widths = [0; 7];
+    let mut widths = [0; 8];
     for row in &columns {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = (*width).max(cell.chars().count());
@@ -40,7 +40,7 @@ pub fn draw(log: &Log) -> String {
     text
 }
 
-fn columns(checkpoint: &CheckpointInfo, current: Option<&str>) -> [String; 7] {
+fn columns(checkpoint: &CheckpointInfo, current: Option<&str>) -> [String; 8] {
     [
         checkpoint.id.clone(),
         checkpoint.label.as_deref().map(printable).unwrap_or_default(),
@@ -54,6 +54,13 @@ fn columns(checkpoint: &CheckpointInfo, current: Option<&str>) -> [String; 7] {
                 count(n, "process", "processes")
             ),
         },
+        checkpoint.disk.map_or_else(String::new, |disk| {
+            format!(
+                "disk {} + {} shared",
+                size(disk.private_bytes),
+                size(disk.shared_bytes)
+            )
+        }),
         if checkpoint.pinned { "pinned" } else { "" }.to_owned(),
         match (current == Some(&checkpoint.id), checkpoint.durable) {
             (true, true) => "durable  <- current".to_owned(),
@@ -151,8 +158,10 @@ mod tests {
                 processes: 0,
                 pinned: false,
                 durable: false,
+                disk: None,
             });
         Log {
+            disk: None,
             checkpoints: checkpoints.collect(),
             current: Some(current.to_owned()),
         }

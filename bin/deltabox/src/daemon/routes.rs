@@ -31,6 +31,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/checkpoints", get(log).post(checkpoint))
         .route("/checkpoints/{checkpoint}", delete(remove_checkpoint))
         .route("/checkpoints/{checkpoint}/pin", put(pin).delete(unpin))
+        .route("/retention", put(retention))
         .route("/rollback", post(rollback))
         .route("/fork", post(fork))
         .route("/pause", post(pause))
@@ -44,6 +45,7 @@ pub fn router(daemon: Arc<Daemon>) -> Router {
         .route("/health", get(health))
         .route("/shutdown", post(shutdown))
         .route("/fsck", post(fsck))
+        .route("/gc", post(gc))
         .route("/sandboxes", get(list).post(create))
         .nest("/sandboxes/{name}", sandbox);
     Router::new()
@@ -103,9 +105,18 @@ async fn remove(
     answer(blocking(move || daemon.engine.remove(&name, query.force)).await)
 }
 
-async fn stats(State(daemon): Shared, Path(name): Path<String>) -> Answer<Stats> {
-    let handle = daemon.handle(&name)?;
-    answer(on_sandbox(&handle, |sandbox| sandbox.stats()).await)
+#[derive(Deserialize)]
+struct DiskQuery {
+    #[serde(default)]
+    disk: bool,
+}
+
+async fn stats(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<DiskQuery>,
+) -> Answer<Stats> {
+    answer(blocking(move || daemon.engine.stats(&name, query.disk)).await)
 }
 
 async fn start_exec(
@@ -154,9 +165,8 @@ async fn signal(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn log(State(daemon): Shared, Path(name): Path<String>) -> Answer<Log> {
-    let handle = daemon.handle(&name)?;
-    answer(on_sandbox(&handle, |sandbox| Ok(sandbox.log())).await)
+async fn log(State(daemon): Shared, Path(name): Path<String>, Query(query): Query<DiskQuery>) -> Answer<Log> {
+    answer(blocking(move || daemon.engine.log(&name, query.disk)).await)
 }
 
 async fn checkpoint(
@@ -228,6 +238,23 @@ async fn set_pin(daemon: &Daemon, (name, checkpoint): (String, String), pinned: 
         })
         .await,
     )
+}
+
+async fn retention(
+    State(daemon): Shared,
+    Path(name): Path<String>,
+    JsonBody(retention): JsonBody<Retention>,
+) -> Answer<()> {
+    let handle = daemon.handle(&name)?;
+    let set = durably(&handle, move |sandbox, done| {
+        sandbox.set_retention(retention, done);
+        Ok(())
+    });
+    answer(set.await)
+}
+
+async fn gc(State(daemon): Shared, JsonBody(request): JsonBody<GcRequest>) -> Answer<GcResult> {
+    answer(blocking(move || daemon.engine.gc(request.sandbox.as_deref())).await)
 }
 
 async fn pause(State(daemon): Shared, Path(name): Path<String>) -> Answer<CheckpointResult> {

@@ -259,3 +259,156 @@ fn a_pinned_checkpoint_stays_until_it_is_unpinned() {
     home.ok(&["fork", "box", "--name", "child", "--from", "one"]);
     assert_eq!(home.json(&["log", "child"])["checkpoints"][0]["pinned"], false);
 }
+
+/// A checkpoint, after a rollback to the first one, with a file of so many random bytes.
+fn branch(home: &Home, bytes: usize) -> String {
+    home.ok(&["rollback", "box", "first"]);
+    home.sh("box", &format!("head -c {bytes} /dev/urandom > /data"));
+    home.ok(&["checkpoint", "box", "--wait", "durable"])
+}
+
+fn ids(home: &Home) -> Vec<String> {
+    let log = home.json(&["log", "box"]);
+    let nodes = log["checkpoints"].as_array().unwrap().iter();
+    nodes
+        .map(|node| node["id"].as_str().unwrap().to_owned())
+        .collect()
+}
+
+#[test]
+fn limits_bound_the_history_and_keep_what_must_stay() {
+    let home = Home::new();
+    home.ok(&["create", "--name", "box", "--keep-last", "3"]);
+    let first = home.ok(&["checkpoint", "box", "--label", "first"]);
+    let mut made: Vec<String> = (0..6).map(|_| branch(&home, 1000)).collect();
+    let kept = |made: &[String]| [std::slice::from_ref(&first), made].concat();
+    until("the last three and the labelled one are left", || {
+        ids(&home) == kept(&made[3..])
+    });
+    // Ancestors of the current one stay, unless that is said.
+    made.drain(..3);
+    made.extend((0..4).map(|_| home.ok(&["checkpoint", "box", "--wait", "durable"])));
+    let line = &made[2..];
+    until("all on the way to the current one are left", || {
+        ids(&home) == kept(line)
+    });
+    home.kill_daemon();
+    assert_eq!(home.ok(&["retention", "box"]), "the last 3");
+    home.ok(&["retention", "box", "--keep-last", "2", "--ancestors"]);
+    let removed = home.json(&["gc", "box"]);
+    assert_eq!(removed["removed"].as_array().unwrap().len(), 3, "{removed}");
+    assert_eq!(ids(&home), kept(&line[3..]));
+    home.ok(&["resume", "box"]);
+    // With processes as well.
+    witness::start(&home, "box");
+    let mut last = String::new();
+    for word in 0..6 {
+        last = witness::tell(&home, "box", &word.to_string());
+        made.push(home.ok(&["checkpoint", "box", "--wait", "durable"]));
+    }
+    until("the last two are left", || {
+        ids(&home) == kept(&made[made.len() - 2..])
+    });
+    home.ok(&["rollback", "box", &made[made.len() - 1]]);
+    assert_eq!(witness::tell(&home, "box", ""), last);
+    // By age nothing but what is exempt is left in the end.
+    home.ok(&["retention", "box", "--keep-age", "10ms", "--ancestors"]);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    home.ok(&["gc"]);
+    assert_eq!(ids(&home), kept(&made[made.len() - 1..]));
+    home.ok(&["retention", "box", "--unlimited"]);
+    assert_eq!(home.ok(&["retention", "box"]), "unlimited");
+    assert_eq!(home.json(&["fsck"])["damaged"], Value::Array(vec![]));
+}
+
+fn disk(of: &Value) -> (u64, u64) {
+    let bytes = |name: &str| of["disk"][name].as_u64().unwrap();
+    (bytes("private_bytes"), bytes("shared_bytes"))
+}
+
+/// Checks that the figures of a log add up, and returns their sum.
+#[track_caller]
+fn total(log: &Value) -> u64 {
+    let (private, shared) = disk(log);
+    let nodes = log["checkpoints"].as_array().unwrap();
+    let of: Vec<_> = nodes.iter().map(disk).collect();
+    assert_eq!(
+        of.iter().map(|(private, _)| private).sum::<u64>(),
+        private,
+        "{log}"
+    );
+    assert!(of.iter().all(|(_, part)| *part <= shared), "{log}");
+    private + shared
+}
+
+#[test]
+fn what_checkpoints_take_adds_up_and_comes_back() {
+    const BIG: u64 = 40_000_000;
+    let home = Home::new();
+    home.ok(&["create", "--name", "box"]);
+    home.sh("box", "head -c 3000000 /dev/urandom > /common");
+    home.ok(&["checkpoint", "box", "--label", "first", "--wait", "durable"]);
+    for processes in [false, true] {
+        if processes {
+            witness::start(&home, "box");
+            witness::tell(&home, "box", "first");
+            home.ok(&["rm", "--force", "box", "--checkpoint", "none"]);
+            home.ok(&["checkpoint", "box", "--wait", "durable"]);
+        }
+        let small = home.json(&["log", "box"]);
+        let before = total(&small);
+        home.sh("box", &format!("head -c {BIG} /dev/urandom > /big"));
+        let big = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+        home.sh("box", "rm /big");
+        home.ok(&["rollback", "box", "~1"]);
+        let log = home.json(&["log", "box"]);
+        let node = log["checkpoints"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|node| node["id"] == *big);
+        let (private, shared) = disk(node.unwrap());
+        assert!((BIG..BIG + 3_000_000).contains(&private), "{log}");
+        assert!(shared >= 3_000_000, "{log}");
+        assert_eq!(total(&log), total(&home.json(&["log", "box"])));
+        let stats = home.json(&["stats", "box"]);
+        assert_eq!(disk(&stats), disk(&log));
+        assert!(home.ok(&["log", "box"]).contains("shared"));
+        let full = taken(home.path());
+        home.ok(&["rm", "box", "--checkpoint", &big]);
+        let after = total(&home.json(&["log", "box"]));
+        assert_eq!(after, total(&log) - private);
+        assert!(after < before + 1_000_000, "{before} before, {after} after");
+        until("the space is free again", || {
+            home.ok(&["gc"]);
+            taken(home.path()) + BIG < full + 4_000_000
+        });
+    }
+}
+
+/// What a directory takes on disk.
+fn taken(directory: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt;
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let sizes = entries.map(|entry| match entry.metadata() {
+        Ok(metadata) if metadata.is_dir() => taken(&entry.path()),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    });
+    sizes.sum()
+}
+
+#[test]
+fn a_limit_of_bytes_holds() {
+    let home = Home::new();
+    home.ok(&["create", "--name", "box", "--keep-bytes", "5M"]);
+    let first = home.ok(&["checkpoint", "box", "--label", "first"]);
+    let mut made = Vec::new();
+    for _ in 0..8 {
+        made.push(branch(&home, 1_500_000));
+    }
+    until("what is left fits", || ids(&home).len() <= 4);
+    let log = home.json(&["log", "box"]);
+    assert!(total(&log) <= 5 << 20, "{log}");
+    assert_eq!(ids(&home), [&[first], &made[5..]].concat());
+}

@@ -4,25 +4,16 @@ use std::collections::HashMap;
 
 use deltabox_api::{Damage, FsckResult};
 
-use super::{Engine, Slot};
+use super::Engine;
 use crate::error::Result;
-use crate::sandbox::Handle;
 use crate::segments::SegmentId;
 
 impl Engine {
     /// Reads everything that durable checkpoints consist of and names those that are not whole.
     pub fn fsck(&self) -> Result<FsckResult> {
-        let handles: Vec<(String, Handle)> = {
-            let sandboxes = self.sandboxes.lock().expect("not poisoned");
-            let ready = sandboxes.iter().filter_map(|(name, slot)| match slot {
-                Slot::Ready(handle) => Some((name.clone(), handle.clone())),
-                Slot::Busy => None,
-            });
-            ready.collect()
-        };
         let mut result = FsckResult::default();
         let mut checked: HashMap<SegmentId, Option<String>> = HashMap::new();
-        for (sandbox, handle) in handles {
+        for (sandbox, handle) in self.ready() {
             // One that is removed meanwhile is left out.
             let Ok(nodes) = handle.call(|sandbox| Ok(sandbox.durable())) else {
                 continue;

@@ -2,6 +2,7 @@
 
 mod fork;
 mod fsck;
+mod gc;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -21,6 +22,7 @@ use crate::config::{EngineConfig, StoreChoice};
 use crate::contents::Contents;
 use crate::error::{Error, Result};
 use crate::id::SandboxId;
+use crate::ledger::Disk;
 use crate::pool::Pool;
 use crate::sandbox::{Handle, Live};
 use crate::segments::{Saved, Segments};
@@ -51,6 +53,16 @@ fn segments_of(known: &[(SandboxRecord, Vec<CheckpointRecord>)]) -> Needed {
         .iter()
         .map(|(record, nodes)| (record.id.clone(), all(nodes)))
         .collect()
+}
+
+impl Shared {
+    pub fn disk(&self) -> Disk<'_> {
+        Disk {
+            store: &self.store,
+            segments: &self.segments,
+            contents: &self.contents,
+        }
+    }
 }
 
 /// The frozen file states that checkpoints refer to: what must be left when rubbish is collected.
@@ -272,6 +284,7 @@ impl Engine {
             user: base.user,
             base: base.layers,
             created_unix: now_unix(),
+            retention: request.retention,
             current: None,
         };
         let handle = Handle::spawn(record, Vec::new(), self.shared.clone(), |record, shared| {

@@ -204,7 +204,12 @@ impl Sandbox {
         }
     }
 
-    fn queue(&self, checkpoints: Vec<CheckpointRecord>, changes: Vec<Change>, done: Option<DurableReply>) {
+    pub(super) fn queue(
+        &self,
+        checkpoints: Vec<CheckpointRecord>,
+        changes: Vec<Change>,
+        done: Option<DurableReply>,
+    ) {
         self.shared.background.send(Work::Durable(Box::new(Pending {
             sandbox: self.record.clone(),
             checkpoints,
@@ -393,7 +398,7 @@ impl Live {
     }
 }
 
-fn now_unix_ms() -> u64 {
+pub(crate) fn now_unix_ms() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |age| age.as_millis() as u64)

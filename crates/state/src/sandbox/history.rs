@@ -2,11 +2,15 @@
 
 use std::collections::HashSet;
 
+use deltabox_api::Retention;
+
 use super::{DurableReply, Sandbox};
-use crate::background::Work;
+use crate::background::{Limit, Work};
 use crate::catalog::{Change, CheckpointRecord, Edit};
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
+use crate::ledger::Needs;
+use crate::retention::Candidate;
 
 impl Sandbox {
     /// Removes a checkpoint; its children become its parent's. `done` is told when it will not come back even if the
@@ -38,6 +42,69 @@ impl Sandbox {
             self.queue_changes(vec![change], Some(done));
         }
         Ok(())
+    }
+
+    /// Sets how much history is kept, from the next checkpoint on. `done` is told when that survives a crash.
+    pub fn set_retention(&mut self, retention: Retention, done: DurableReply) {
+        self.record.retention = retention;
+        self.queue_changes(Vec::new(), Some(done));
+    }
+
+    /// Has the background worker find out which checkpoints the limits do not keep.
+    pub(super) fn keep_within_limits(&self) {
+        if !self.record.retention.is_unlimited() {
+            self.shared.background.send(Work::Limit(Box::new(Limit {
+                sandbox: self.record.id.clone(),
+                limits: self.record.retention,
+                checkpoints: self.candidates(),
+                handle: self.handle.clone(),
+            })));
+        }
+    }
+
+    /// All checkpoints in the order they were made, for a choice of what has to go.
+    pub(crate) fn candidates(&self) -> Vec<Candidate> {
+        let exempt = self.exempt();
+        let candidate = |node: &CheckpointRecord| Candidate {
+            id: node.id.clone(),
+            created_unix_ms: node.created_unix_ms,
+            exempt: exempt.contains(&node.id),
+            needs: Needs::of(node),
+        };
+        self.tree.iter().map(candidate).collect()
+    }
+
+    /// Checkpoints that no limit removes.
+    fn exempt(&self) -> HashSet<CheckpointId> {
+        let kept = self
+            .tree
+            .iter()
+            .filter(|node| node.pinned || node.label.is_some());
+        let mut exempt: HashSet<_> = kept.map(|node| node.id.clone()).collect();
+        let mut next = self.tree.current().and_then(|id| self.tree.get(id));
+        while let Some(node) = next {
+            exempt.insert(node.id.clone());
+            let parent = node.parent.as_ref().filter(|_| !self.record.retention.ancestors);
+            next = parent.and_then(|id| self.tree.get(id));
+        }
+        exempt
+    }
+
+    /// Removes those of the checkpoints that no limit keeps, as it is now; returns which. `done` as in
+    /// [`Self::remove_checkpoint`].
+    pub(crate) fn retire(&mut self, ids: &[CheckpointId], done: Option<DurableReply>) -> Vec<CheckpointId> {
+        let exempt = self.exempt();
+        let there = |id: &&CheckpointId| self.tree.get(id).is_some() && !exempt.contains(id);
+        let gone: Vec<_> = ids.iter().filter(there).cloned().collect();
+        if !gone.is_empty() || done.is_some() {
+            self.forget(&gone, done);
+        }
+        gone
+    }
+
+    /// What each checkpoint needs on disk, in the order of the log.
+    pub(crate) fn needs(&self) -> Vec<Needs> {
+        self.tree.iter().map(Needs::of).collect()
     }
 
     /// Takes checkpoints out of the tree, and has everything that only they needed removed. None is the current one.

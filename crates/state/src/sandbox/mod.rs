@@ -22,6 +22,7 @@ use deltabox_api::{CheckpointInfo, ExecInfo, Log, SandboxInfo, SandboxStatus, St
 
 pub use exec::{ExecEnd, ExecStarted, ExecStdio, Notice};
 
+pub(crate) use checkpoint::now_unix_ms;
 pub use files::Export;
 pub(crate) use fork::ForkPoint;
 pub(crate) use live::Live;
@@ -113,6 +114,7 @@ impl Sandbox {
             limits: record.limits.clone(),
             mounts: record.mounts.clone(),
             env: record.env.clone(),
+            retention: record.retention,
             created_unix: record.created_unix,
             current: self.tree.current().map(ToString::to_string),
             checkpoints: self.tree.len(),
@@ -131,6 +133,7 @@ impl Sandbox {
         Log {
             checkpoints,
             current: self.tree.current().map(ToString::to_string),
+            disk: None,
         }
     }
 
@@ -189,6 +192,9 @@ impl Sandbox {
                 reply(result.clone());
             }
         }
+        if !written.is_empty() {
+            self.keep_within_limits();
+        }
     }
 }
 
@@ -204,6 +210,7 @@ fn checkpoint_info(node: &CheckpointRecord) -> CheckpointInfo {
         processes: node.processes,
         pinned: node.pinned,
         durable: node.durable,
+        disk: None,
     }
 }
 

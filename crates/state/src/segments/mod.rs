@@ -6,7 +6,7 @@
 
 mod format;
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,8 @@ pub(crate) struct Segments {
 #[derive(Default)]
 struct Known {
     next: u32,
-    present: HashSet<SegmentId>,
+    /// With their sizes.
+    present: HashMap<SegmentId, u64>,
 }
 
 impl Segments {
@@ -62,7 +63,9 @@ impl Segments {
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             match id_of(&entry.file_name().to_string_lossy()) {
-                Some(id) if needed.contains(&id) => drop(known.present.insert(id)),
+                Some(id) if needed.contains(&id) => {
+                    known.present.insert(id, entry.metadata()?.len());
+                }
                 // Half written, or of a checkpoint that was never in the catalog.
                 _ => fs::remove_file(entry.path())?,
             }
@@ -94,7 +97,7 @@ impl Segments {
             Ok(done)
         });
         let (bytes, pages, placed) = written.inspect_err(|_| drop(fs::remove_file(&aside)))?;
-        self.known.lock().expect("not poisoned").present.insert(id);
+        self.known.lock().expect("not poisoned").present.insert(id, bytes);
         for (page, place) in placed {
             page.note_copy(place.packed());
         }
@@ -131,7 +134,12 @@ impl Segments {
     /// Whether everything that is needed is there.
     pub fn has(&self, saved: &Saved) -> bool {
         let known = self.known.lock().expect("not poisoned");
-        saved.all().all(|id| known.present.contains(&id))
+        saved.all().all(|id| known.present.contains_key(&id))
+    }
+
+    /// The size of a segment, if it is there.
+    pub fn bytes(&self, id: SegmentId) -> Option<u64> {
+        self.known.lock().expect("not poisoned").present.get(&id).copied()
     }
 
     /// Reads every byte of a segment; tells what is wrong with it.
@@ -175,7 +183,7 @@ type Written = (u64, Vec<SegmentId>, Vec<(PageRef, Place)>);
 fn write_file(
     path: &Path,
     id: SegmentId,
-    present: &HashSet<SegmentId>,
+    present: &HashMap<SegmentId, u64>,
     state: SavedState,
 ) -> io::Result<Written> {
     let file = File::options()
@@ -197,7 +205,7 @@ fn write_file(
                 if page.is(&PageRef::zero()) {
                     return Ok(None);
                 }
-                let kept = Place::unpacked(page.copy()).filter(|place| present.contains(&place.segment));
+                let kept = Place::unpacked(page.copy()).filter(|place| present.contains_key(&place.segment));
                 let here = own.get(&page.bytes().as_ptr()).copied();
                 if let Some(place) = kept.or(here) {
                     return Ok(Some(place));

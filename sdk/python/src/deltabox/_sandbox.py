@@ -18,9 +18,11 @@ from ._types import (
     CheckpointInfo,
     CommitResult,
     Diff,
+    GcResult,
     Log,
     Mount,
     Result,
+    Retention,
     Rollback,
     SandboxInfo,
     Stats,
@@ -63,6 +65,7 @@ class Sandbox:
         mounts: Iterable[Mount] = (),
         here: bool = False,
         env: Mapping[str, str] | None = None,
+        retention: Retention | None = None,
         home: StrPath | None = None,
     ) -> Sandbox:
         """Makes a sandbox, starting the daemon if none runs.
@@ -70,7 +73,7 @@ class Sandbox:
         name: made up when absent. rootfs: a directory as root; image: a registry reference, an OCI layout or a
         `docker save` tar; without either, the machine's own filesystem, read-only and copy-on-write. memory: bytes or
         text such as "512M". here: the current directory is available inside at the same path, writable. env: of every
-        command. home: the daemon's state directory, by default DELTABOX_HOME.
+        command. retention: how much history is kept, by default all. home: the daemon's state directory, by default DELTABOX_HOME.
         """
         if rootfs is not None and image is not None:
             raise UsageError("a root is either a directory or an image", "give rootfs or image, not both")
@@ -84,6 +87,7 @@ class Sandbox:
                 for m in all_mounts
             ],
             "env": dict(env or {}),
+            "retention": _retention(retention or Retention()),
         }
         api = Api(home)
         try:
@@ -258,9 +262,18 @@ class Sandbox:
         body = {"to": None if checkpoint is None else _checkpoint_id(checkpoint)}
         return parse(Rollback, self._api.json("POST", f"{self._path}/resume", body))
 
-    def log(self) -> Log:
-        """The tree of checkpoints and the current position in it."""
-        return Log.from_json(self._api.json("GET", f"{self._path}/checkpoints"))
+    def set_retention(self, retention: Retention) -> None:
+        """Sets how much history is kept, from the next checkpoint on."""
+        self._api.json("PUT", f"{self._path}/retention", _retention(retention))
+
+    def gc(self) -> GcResult:
+        """Removes the checkpoints that the limits do not keep now, and gives free space back."""
+        return GcResult.from_json(self._api.json("POST", "/gc", {"sandbox": self.name}))
+
+    def log(self, *, disk: bool = False) -> Log:
+        """The tree of checkpoints and the current position in it. disk: with what they take on disk."""
+        params = {"disk": "true" if disk else None}
+        return Log.from_json(self._api.json("GET", f"{self._path}/checkpoints", params=params))
 
     def diff(
         self,
@@ -364,6 +377,16 @@ def _root(rootfs: StrPath | None, image: str | None) -> dict[str, str]:
         path = image.startswith((".", "/")) or image.endswith((".tar", ".tar.gz", ".tgz", ".tar.zst"))
         return {"type": "image", "reference": os.path.abspath(image) if path else image}
     return {"type": "host"}
+
+
+def _retention(retention: Retention) -> dict[str, Any]:
+    age = retention.keep_age
+    return {
+        "keep_last": retention.keep_last,
+        "keep_age_ms": None if age is None else round(age * 1000),
+        "keep_bytes": _size(retention.keep_bytes),
+        "ancestors": retention.ancestors,
+    }
 
 
 def _size(size: int | str | None) -> int | None:

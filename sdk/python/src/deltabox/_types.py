@@ -67,6 +67,56 @@ class Rollback:
 
 
 @dataclass(frozen=True)
+class DiskBytes:
+    """What checkpoints take on disk, files and processes."""
+
+    #: What only one checkpoint of the sandbox needs: it goes with the checkpoint.
+    private_bytes: int
+    #: What several need.
+    shared_bytes: int
+
+
+def _disk(data: Mapping[str, Any]) -> DiskBytes | None:
+    disk = data.get("disk")
+    return None if disk is None else parse(DiskBytes, disk)
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much history a sandbox keeps: all limits hold, the oldest checkpoints go first. The current checkpoint, its
+    ancestors, and those that have a label or are pinned stay whatever the limits."""
+
+    #: Only so many, the last ones made.
+    keep_last: int | None = None
+    #: Only those that are not older: seconds.
+    keep_age: float | None = None
+    #: Only as many as take so much on disk together: bytes, or text such as "10G".
+    keep_bytes: int | str | None = None
+    #: Ancestors of the current checkpoint may go too.
+    ancestors: bool = False
+
+
+@dataclass(frozen=True)
+class RemovedCheckpoint:
+    """A checkpoint that is no more."""
+
+    sandbox: str
+    checkpoint: str
+
+
+@dataclass(frozen=True)
+class GcResult:
+    """What keeping a history within its limits removed, and what that freed."""
+
+    removed: list[RemovedCheckpoint]
+    freed_bytes: int
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GcResult:
+        return cls([parse(RemovedCheckpoint, r) for r in data["removed"]], data["freed_bytes"])
+
+
+@dataclass(frozen=True)
 class CheckpointInfo:
     """One node of the tree of checkpoints."""
 
@@ -81,6 +131,12 @@ class CheckpointInfo:
     #: Whether it is kept from being removed.
     pinned: bool
     durable: bool
+    #: What it takes on disk; None unless asked for.
+    disk: DiskBytes | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> CheckpointInfo:
+        return parse(cls, {**data, "disk": _disk(data)})
 
 
 @dataclass(frozen=True)
@@ -89,10 +145,13 @@ class Log:
 
     checkpoints: list[CheckpointInfo]
     current: str | None
+    #: What all take together: the private bytes of each, and the shared ones counted once. None unless asked for.
+    disk: DiskBytes | None = None
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Log:
-        return cls([parse(CheckpointInfo, c) for c in data["checkpoints"]], data.get("current"))
+        checkpoints = [CheckpointInfo.from_json(c) for c in data["checkpoints"]]
+        return cls(checkpoints, data.get("current"), _disk(data))
 
 
 @dataclass(frozen=True)
