@@ -19,13 +19,13 @@ const FILES: &str =
 /// A box with a tree of checkpoints, by their labels:
 ///
 /// ```text
-/// a - b - c - d - e
-///      \- f - g
-///          \- h
+/// p - q - r - s - t
+///      \- u - v
+///          \- w
 /// ```
 ///
-/// `a` to `c` were made without processes, so that their files are layers; the others, with processes, are snapshots.
-/// The current one is `h`.
+/// `p` to `r` were made without processes, so that their files are layers; the others, with processes, are snapshots.
+/// The current one is `w`. (No id begins like a label.)
 struct Grown {
     home: Home,
     states: States,
@@ -40,19 +40,19 @@ impl Grown {
             home,
             states: States::new(),
         };
-        for label in ["a", "b", "c"] {
+        for label in ["p", "q", "r"] {
             grown.step(label, false);
         }
         witness::start(&grown.home, "box");
-        grown.step("d", true);
-        grown.step("e", true);
+        grown.step("s", true);
+        grown.step("t", true);
         // The branch begins without processes.
-        grown.home.ok(&["rollback", "box", "b"]);
-        grown.step("f", false);
+        grown.home.ok(&["rollback", "box", "q"]);
+        grown.step("u", false);
         witness::start(&grown.home, "box");
-        grown.step("g", true);
-        grown.home.ok(&["rollback", "box", "f"]);
-        grown.step("h", false);
+        grown.step("v", true);
+        grown.home.ok(&["rollback", "box", "u"]);
+        grown.step("w", false);
         grown
     }
 
@@ -134,28 +134,28 @@ fn contents(home: &Home) -> usize {
 #[test]
 fn whatever_is_removed_the_others_are_what_they_were() {
     let mut grown = Grown::new();
-    assert_eq!(edges(&grown.home), "a ab bc cd de bf fg fh");
-    let said = grown.home.refuses(4, &["rm", "box", "--checkpoint", "h"]);
+    assert_eq!(edges(&grown.home), "p pq qr rs st qu uv uw");
+    let said = grown.home.refuses(4, &["rm", "box", "--checkpoint", "w"]);
     assert!(said.contains("current") && said.contains("roll back"), "{said}");
     // In the middle of a chain, where branches meet, at an end, at the beginning.
-    grown.remove("d");
-    assert_eq!(edges(&grown.home), "a ab bc ce bf fg fh");
+    grown.remove("s");
+    assert_eq!(edges(&grown.home), "p pq qr rt qu uv uw");
     grown.check();
-    grown.remove("b");
-    assert_eq!(edges(&grown.home), "a ac ce af fg fh");
+    grown.remove("q");
+    assert_eq!(edges(&grown.home), "p pr rt pu uv uw");
     grown.check();
-    grown.remove("g");
-    grown.remove("a");
-    assert_eq!(edges(&grown.home), "c ce f fh");
+    grown.remove("v");
+    grown.remove("p");
+    assert_eq!(edges(&grown.home), "r rt u uw");
     grown.check();
     assert_eq!(grown.home.json(&["fsck"])["damaged"], Value::Array(vec![]));
     grown.home.kill_daemon();
-    assert_eq!(edges(&grown.home), "c ce f fh");
+    assert_eq!(edges(&grown.home), "r rt u uw");
     grown.check();
-    grown.home.refuses(3, &["rm", "box", "--checkpoint", "a"]);
-    grown.home.ok(&["rm", "--force", "box", "--checkpoint", "a", "c"]);
-    grown.states.remove("c");
-    assert_eq!(edges(&grown.home), "e f fh");
+    grown.home.refuses(3, &["rm", "box", "--checkpoint", "p"]);
+    grown.home.ok(&["rm", "--force", "box", "--checkpoint", "p", "r"]);
+    grown.states.remove("r");
+    assert_eq!(edges(&grown.home), "t u uw");
     grown.check();
     assert_eq!(grown.home.json(&["fsck"])["damaged"], Value::Array(vec![]));
 }
@@ -196,7 +196,7 @@ time.sleep(1000)
 fn a_removal_is_done_or_not_whenever_the_daemon_is_killed() {
     let mut grown = Grown::new();
     let mut random = Random::new();
-    for label in ["d", "b", "g", "a", "c"] {
+    for label in ["s", "q", "v", "p", "r"] {
         let mut removal = grown.home.deltabox(&["rm", "box", "--checkpoint", label]);
         let mut removal = removal.stderr(std::process::Stdio::null()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(random.below(60) as u64));
@@ -215,11 +215,11 @@ fn a_removal_is_done_or_not_whenever_the_daemon_is_killed() {
 #[test]
 fn children_do_not_miss_what_was_removed_from_their_source() {
     let mut grown = Grown::new();
-    let said = grown.states["e"].0.clone();
+    let said = grown.states["t"].0.clone();
     let home = &grown.home;
-    home.ok(&["fork", "box", "--from", "e", "--name", "child"]);
-    grown.remove("e");
-    grown.remove("d");
+    home.ok(&["fork", "box", "--from", "t", "--name", "child"]);
+    grown.remove("t");
+    grown.remove("s");
     let home = &grown.home;
     assert_eq!(witness::tell(home, "child", ""), said);
     home.ok(&["checkpoint", "child", "--wait", "durable"]);
