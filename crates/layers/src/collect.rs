@@ -9,6 +9,7 @@ use std::sync::{Arc, TryLockError};
 use crate::error::{Context, Error, Result};
 use crate::ids::{LayerId, VolumeId};
 use crate::reaper::Job;
+use crate::squash;
 use crate::store::{Claimed, Store};
 use crate::tree::LayerName;
 use crate::volume::{Frozen, Top, Volume};
@@ -93,6 +94,35 @@ impl Store {
             self.0.reaper.send(Job::Reclaim(dir.to_path_buf()));
         }
         Ok(collected)
+    }
+
+    /// Merges layers that are seen through one other layer only, so that what that one hides goes with the next
+    /// collection; what is mounted keeps it until it is mounted again. With `all` whatever it costs. Returns how many
+    /// layers were merged.
+    ///
+    /// # Errors
+    /// Failed system calls, `ENOSPC` among them. Nothing is lost then.
+    pub fn compact(&self, frozen: &[Frozen], all: bool) -> Result<usize> {
+        let mut tops: HashMap<VolumeId, HashSet<LayerId>> = HashMap::new();
+        for state in frozen {
+            if let Top::Layer(id) = state.top {
+                tops.entry(state.volume).or_default().insert(id);
+            }
+        }
+        for claim in self.0.claims.lock().expect("no panic while held").values() {
+            let parent = claim.package.and_then(LayerName::below);
+            tops.entry(claim.volume).or_default().extend(parent);
+        }
+        let mut merged = 0;
+        for (id, tops) in tops {
+            // What has gone meanwhile needs no merging.
+            if let Ok(volume) = self.volume(id)
+                && !(self.features().snapshots && volume.info()?.read_only)
+            {
+                merged += squash::compact(self, &volume, &tops, all)?;
+            }
+        }
+        Ok(merged)
     }
 
     fn collect_volume(

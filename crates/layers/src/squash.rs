@@ -4,7 +4,7 @@
 //! smaller together. What results is a further layer that shows the same as all it covers; those stay as long as
 //! a frozen state or a mount needs them. So no frozen state ever changes or gets slower to mount.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,6 +65,73 @@ pub(crate) fn squash(store: &Store, volume: &Arc<Volume>, top: Option<LayerId>) 
     })
 }
 
+/// Merges neighbours of which only the uppermost is the top of a state or of something mounted: of what the lower ones
+/// hold, nothing is seen but through it. With `all` wherever that is so, otherwise where it costs little. Returns how many
+/// layers are not needed any more.
+pub(crate) fn compact(
+    store: &Store,
+    volume: &Arc<Volume>,
+    tops: &HashSet<LayerId>,
+    all: bool,
+) -> Result<usize> {
+    let _guard = volume
+        .squashing
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut merged = 0;
+    for run in hidden_runs(tops, |top| volume.chain(Some(top)).unwrap_or_default()) {
+        let sizes = run
+            .iter()
+            .map(|name| volume.size(*name))
+            .collect::<Result<Vec<_>>>()?;
+        let ranges = if all {
+            vec![(0, run.len())]
+        } else {
+            ends(runs(&sizes))
+        };
+        for (start, end) in ranges {
+            merge(store, volume, &run[start..end])?;
+            merged += end - start;
+        }
+    }
+    Ok(merged)
+}
+
+fn ends(ranges: Vec<std::ops::Range<usize>>) -> Vec<(usize, usize)> {
+    ranges.into_iter().map(|range| (range.start, range.end)).collect()
+}
+
+/// Parts of the chains of these tops, uppermost first, of which each layer but the first lies below that one only.
+fn hidden_runs(tops: &HashSet<LayerId>, chain: impl Fn(LayerId) -> Vec<LayerName>) -> Vec<Vec<LayerName>> {
+    let chains: Vec<Vec<LayerName>> = tops.iter().map(|top| chain(*top)).collect();
+    let mut above: HashMap<LayerName, HashSet<LayerName>> = HashMap::new();
+    for pair in chains.iter().flat_map(|chain| chain.windows(2)) {
+        above.entry(pair[1]).or_default().insert(pair[0]);
+    }
+    let hidden = |name: &LayerName| {
+        let mask = matches!(name, LayerName::Mask { .. });
+        !mask && !tops.contains(&name.top()) && above.get(name).is_some_and(|above| above.len() == 1)
+    };
+    let mut runs: Vec<Vec<LayerName>> = Vec::new();
+    let mut seen = HashSet::new();
+    for chain in &chains {
+        let mut run: Vec<LayerName> = Vec::new();
+        for name in chain {
+            match hidden(name) {
+                true => run.push(*name),
+                false => {
+                    runs.push(std::mem::take(&mut run));
+                    run.extend((!matches!(name, LayerName::Mask { .. })).then_some(*name));
+                }
+            }
+        }
+        runs.push(run);
+    }
+    // Chains have their lower parts in common.
+    runs.retain(|run| run.len() > 1 && seen.insert(run[0]));
+    runs
+}
+
 /// Which neighbours to merge, given their sizes, uppermost first.
 fn runs(sizes: &[u64]) -> Vec<std::ops::Range<usize>> {
     let mut runs = Vec::new();
@@ -89,13 +156,9 @@ fn merge(store: &Store, volume: &Arc<Volume>, run: &[LayerName]) -> Result<()> {
     let (Some(first), Some(last)) = (run.first(), run.last()) else {
         return Ok(());
     };
-    let top = match *first {
-        LayerName::Merged { top, .. } => top,
-        other => other.id(),
-    };
     let name = LayerName::Merged {
         id: store.next_layer()?,
-        top,
+        top: first.top(),
         below: last.below(),
     };
     let draft = volume.path.join("layers").join(format!("draft.{}", name.id()));
@@ -197,6 +260,37 @@ fn mark(path: &Path, dir: &Dir, parent: &Dir, implied: Option<&Path>) -> Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_only_one_layer_covers_is_merged_with_it() {
+        let id = LayerId;
+        let plain = |number, parent| LayerName::Plain {
+            id: id(number),
+            parent: Some(id(parent)),
+        };
+        // 1 (mask) - 2 - 3 - 4 - 5 - 6, and 7 - 8 on 3.
+        let mut tree = crate::tree::Tree::default();
+        tree.insert(LayerName::Mask { id: id(1) });
+        for (number, parent) in [(2, 1), (3, 2), (4, 3), (5, 4), (6, 5), (7, 3), (8, 7)] {
+            tree.insert(plain(number, parent));
+        }
+        let found = |tops: &[u64]| -> Vec<Vec<u64>> {
+            let tops = tops.iter().map(|top| id(*top)).collect();
+            let runs = hidden_runs(&tops, |top| tree.chain(Some(top)).unwrap());
+            let mut numbers: Vec<Vec<u64>> = runs
+                .iter()
+                .map(|run| run.iter().map(|name| name.id().0).collect())
+                .collect();
+            numbers.sort();
+            numbers
+        };
+        assert_eq!(found(&[6]), [[6, 5, 4, 3, 2]]);
+        assert_eq!(found(&[6, 4]), [vec![4, 3, 2], vec![6, 5]]);
+        assert_eq!(found(&[6, 8]), [vec![3, 2], vec![6, 5, 4], vec![8, 7]]);
+        assert_eq!(found(&[6, 5, 4, 3, 2]), Vec::<Vec<u64>>::new());
+        assert_eq!(found(&[2]), Vec::<Vec<u64>>::new());
+        assert_eq!(found(&[]), Vec::<Vec<u64>>::new());
+    }
 
     #[test]
     fn chains_become_logarithmic() {

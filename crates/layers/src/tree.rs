@@ -63,6 +63,14 @@ impl LayerName {
         }
     }
 
+    /// The uppermost layer of those it shows.
+    pub(crate) fn top(self) -> LayerId {
+        match self {
+            Self::Merged { top, .. } => top,
+            other => other.id(),
+        }
+    }
+
     /// What comes below this layer in a chain.
     pub(crate) fn below(self) -> Option<LayerId> {
         match self {

@@ -134,3 +134,78 @@ fn a_damaged_image_is_refused() {
         );
     });
 }
+
+/// Bytes of the store that states need, each counted once.
+fn taken(store: &Store, states: &[deltabox_layers::Frozen]) -> u64 {
+    let mut ranges: Vec<_> = states
+        .iter()
+        .flat_map(|state| store.places(state).unwrap())
+        .collect();
+    ranges.sort_by_key(|range| range.start);
+    let (mut bytes, mut end) = (0, 0);
+    for range in ranges {
+        bytes += range.end.saturating_sub(range.start.max(end));
+        end = end.max(range.end);
+    }
+    bytes
+}
+
+#[test]
+fn what_a_removed_state_hides_goes_and_the_others_stay_what_they_were() {
+    const BIG: u64 = 4 << 20;
+    each(|dir, kind, way| {
+        let base = Base::directory(small_base(dir));
+        let store = open(dir, kind);
+        let mut sandbox = Sandbox::create(&store, dir, "one", base.clone());
+        let mut random = support::rng::Rng::new(7);
+        let states: Vec<_> = (0..6)
+            .map(|step| {
+                let content: String = (0..BIG / 16).map(|_| format!("{:016x}", random.next())).collect();
+                sandbox.write("big", &content);
+                sandbox.write(&format!("file{step}"), &step.to_string());
+                if step > 0 {
+                    fs::remove_file(sandbox.path(&format!("file{}", step - 1))).unwrap();
+                }
+                sandbox.freeze(way)
+            })
+            .collect();
+        drop(sandbox);
+        store.settle();
+        assert!((6 * BIG..6 * BIG + BIG / 2).contains(&taken(&store, &states)));
+        // In the middle, at the beginning, and at the end.
+        for kept in [&[0, 2, 4, 5][..], &[2, 4, 5], &[2, 4]] {
+            let kept: Vec<_> = kept.iter().map(|step| states[*step]).collect();
+            store.collect(store.horizon(), &kept).unwrap();
+            // A snapshot hides nothing of another one, and what lies at an end nothing of what is below.
+            if way == Way::Switch && kept.len() > 2 {
+                let hidden = taken(&store, &kept);
+                assert!(
+                    hidden > kept.len() as u64 * BIG + BIG / 2,
+                    "{hidden} for {kept:?}"
+                );
+                assert!(store.compact(&kept, true).unwrap() > 0);
+                store.collect(store.horizon(), &kept).unwrap();
+            }
+            assert_eq!(
+                store.compact(&kept, true).unwrap(),
+                0,
+                "all that can be merged is"
+            );
+            let bytes = taken(&store, &kept);
+            let wanted = kept.len() as u64 * BIG;
+            assert!(
+                (wanted..wanted + BIG / 2).contains(&bytes),
+                "{bytes} for {kept:?}"
+            );
+            for state in &kept {
+                let step = states.iter().position(|other| other == state).unwrap();
+                let name = format!("fork{}of{}", step, kept.len());
+                let fork = Sandbox::fork(&store, dir, &name, base.clone(), state);
+                assert_eq!(fork.read(&format!("file{step}")), step.to_string());
+                assert!(step == 0 || !fork.has(&format!("file{}", step - 1)));
+                drop(fork);
+                store.settle();
+            }
+        }
+    });
+}

@@ -194,7 +194,7 @@ impl Worker {
             let pending = std::mem::take(&mut self.pending);
             removed |= self.make_durable(pending);
         }
-        if removed && let Err(error) = self.means.kept.collect(&self.means.store) {
+        if removed && let Err(error) = self.means.kept.collect_hidden(&self.means.store, false) {
             tracing::error!(%error, "layers that nobody needs could not be removed");
         }
         for limit in limits.into_values() {
@@ -245,7 +245,7 @@ impl Worker {
     }
 
     fn reclaim(&self) -> Result<()> {
-        self.means.kept.collect(&self.means.store)?;
+        self.means.kept.collect_hidden(&self.means.store, true)?;
         Ok(self.means.store.reclaim()?)
     }
 

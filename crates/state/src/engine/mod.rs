@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use deltabox_api::{CreateRequest, ErrorKind, Health, SandboxInfo, StoreInfo};
-use deltabox_layers::{Frozen, Store, StoreKind, StoreOptions};
+use deltabox_layers::{Frozen, Horizon, Store, StoreKind, StoreOptions};
 
 use deltabox_process::PageStore;
 
@@ -104,16 +104,27 @@ impl Kept {
 
     /// Removes everything from the store that no checkpoint and nothing live needs.
     pub fn collect(&self, store: &Store) -> Result<()> {
-        let (horizon, frozen) = {
-            let _nobody_changes = self.changing.write().expect("not poisoned");
-            let states = self.states.lock().expect("not poisoned");
-            (
-                store.horizon(),
-                states.values().flatten().copied().collect::<Vec<_>>(),
-            )
-        };
+        let (horizon, frozen) = self.now(store);
         store.collect(horizon, &frozen)?;
         Ok(())
+    }
+
+    /// The same, also of files that later states hide from all that need their layer; with `all` whatever it costs.
+    pub fn collect_hidden(&self, store: &Store, all: bool) -> Result<()> {
+        self.collect(store)?;
+        let (_, frozen) = self.now(store);
+        if store.compact(&frozen, all)? > 0 {
+            self.collect(store)?;
+        }
+        Ok(())
+    }
+
+    /// All states, and the point in time at which there were no others.
+    fn now(&self, store: &Store) -> (Horizon, Vec<Frozen>) {
+        let _nobody_changes = self.changing.write().expect("not poisoned");
+        let states = self.states.lock().expect("not poisoned");
+        let frozen = states.values().flatten().copied().collect();
+        (store.horizon(), frozen)
     }
 }
 
