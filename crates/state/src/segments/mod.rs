@@ -1,12 +1,15 @@
 //! The process halves of checkpoints on disk: one file, a *segment*, per checkpoint, which holds the pages that no
 //! earlier one has and says where the others are.
 //!
+//! A checkpoint needs a bounded number of segments: of those that have the fewest of its pages it takes the pages over, or
+//! a few pages would keep every segment of a long history, and a restore would read them all.
+//!
 //! A segment is written in the background, and is there as a whole or not at all: written aside, synced, renamed. It
 //! goes with the last checkpoint that needs it.
 
 mod format;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,6 +20,9 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use format::SavedState;
 use format::{Description, FRAME_PAGES, PAGE, Place, Run, Writer, damaged};
+
+/// A checkpoint that would need more segments than this writes pages again, so that it needs half as many.
+const MOST_SEGMENTS: usize = 32;
 
 /// Names a segment; given once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -196,8 +202,8 @@ fn write_file(
     // A page may be in several processes: by its address.
     let mut own: HashMap<*const u8, Place> = HashMap::new();
     let mut segments = BTreeSet::new();
-    let processes = state.image.processes.iter().map(|process| &process.pages);
-    for tree in processes.chain(state.image.shared.iter().map(|shared| &shared.pages)) {
+    let present = kept_segments(&state, present);
+    for tree in trees_of(&state) {
         let mut runs: Vec<Run> = Vec::new();
         let mut failed = None;
         tree.for_each(0, u64::MAX / PAGE as u64, &mut |number, page| {
@@ -205,7 +211,7 @@ fn write_file(
                 if page.is(&PageRef::zero()) {
                     return Ok(None);
                 }
-                let kept = Place::unpacked(page.copy()).filter(|place| present.contains_key(&place.segment));
+                let kept = Place::unpacked(page.copy()).filter(|place| present.contains(&place.segment));
                 let here = own.get(&page.bytes().as_ptr()).copied();
                 if let Some(place) = kept.or(here) {
                     return Ok(Some(place));
@@ -239,6 +245,32 @@ fn write_file(
         state,
     })?;
     Ok((bytes, segments, placed))
+}
+
+/// The page trees of all processes, then those of all shared memory.
+fn trees_of(state: &SavedState) -> impl Iterator<Item = &PageTree> {
+    let processes = state.image.processes.iter().map(|process| &process.pages);
+    processes.chain(state.image.shared.iter().map(|shared| &shared.pages))
+}
+
+/// Of those present, the segments whose pages a state leaves where they are.
+fn kept_segments(state: &SavedState, present: &HashMap<SegmentId, u64>) -> HashSet<SegmentId> {
+    let mut used: HashMap<SegmentId, u64> = HashMap::new();
+    for tree in trees_of(state) {
+        tree.for_each(0, u64::MAX / PAGE as u64, &mut |_, page| {
+            if let Some(place) =
+                Place::unpacked(page.copy()).filter(|place| present.contains_key(&place.segment))
+            {
+                *used.entry(place.segment).or_default() += 1;
+            }
+        });
+    }
+    let mut used: Vec<_> = used.into_iter().collect();
+    if used.len() >= MOST_SEGMENTS {
+        used.sort_unstable_by_key(|(id, pages)| (std::cmp::Reverse(*pages), *id));
+        used.truncate(MOST_SEGMENTS / 2);
+    }
+    used.into_iter().map(|(id, _)| id).collect()
 }
 
 /// Adds a page to the runs, joining it to the last one where it follows.

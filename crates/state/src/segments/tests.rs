@@ -190,3 +190,52 @@ fn a_page_of_a_lost_segment_is_told() {
         .to_string();
     assert!(error.contains("missing"), "{error}");
 }
+
+#[test]
+fn a_long_history_needs_few_segments_and_old_ones_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = PageStore::new();
+    let segments = open(&directory, &[]);
+    let mut tree = PageTree::new();
+    for number in 0..400 {
+        tree.set(number, store.put(&page(number as u32)));
+    }
+    let mut history = Vec::new();
+    let mut bytes = 0;
+    for step in 0..150u64 {
+        // Two pages change, one of them each time.
+        tree.set(step, store.put(&page(10_000 + step as u32)));
+        tree.set(399, store.put(&page(20_000 + step as u32)));
+        let saved = segments.write(state(tree.clone())).unwrap();
+        assert!(
+            saved.pages.len() <= MOST_SEGMENTS,
+            "{} segments",
+            saved.pages.len()
+        );
+        bytes += saved.bytes;
+        history.push((saved, contents(&tree)));
+    }
+    // Every page is written a few times at the most, however long the history.
+    assert!(bytes < (400 + 150 * 2) * 4 * PAGE as u64, "{bytes} bytes");
+    let store = PageStore::new();
+    for (saved, wanted) in &history {
+        assert_eq!(pages(&segments.read(saved.segment, &store).unwrap()), *wanted);
+    }
+    // When only the last one is left, so are only the segments it needs.
+    let (last, wanted) = history.last().unwrap();
+    let needed: BTreeSet<SegmentId> = last.all().collect();
+    segments.remove(
+        history
+            .iter()
+            .map(|(saved, _)| saved.segment)
+            .filter(|id| !needed.contains(id)),
+    );
+    let files = fs::read_dir(directory.path().join("segments")).unwrap().count();
+    assert!(files <= MOST_SEGMENTS + 1, "{files} files");
+    assert!(segments.has(last) && !segments.has(&history[100].0));
+    let segments = open(&directory, &needed.into_iter().collect::<Vec<_>>());
+    assert_eq!(
+        pages(&segments.read(last.segment, &PageStore::new()).unwrap()),
+        *wanted
+    );
+}
