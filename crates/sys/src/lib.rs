@@ -6,6 +6,7 @@
 pub mod attributes;
 pub mod btrfs;
 pub mod clone;
+pub mod epoll;
 pub mod extents;
 pub mod fd;
 pub mod fsids;
@@ -22,4 +23,5 @@ pub mod slots;
 pub mod socket;
 pub mod sysvipc;
 pub mod uffd;
+pub mod view;
 pub mod vmas;

@@ -87,6 +87,7 @@ pub(super) struct Capture<'a> {
     pub tables: Tables,
     pub pipes: HashMap<ObjectKey, u32>,
     pub ptys: HashMap<pty::Identity, u32>,
+    epolls: HashMap<usize, epoll::State>,
     unix: Option<Rc<unix::Now>>,
     groups: Option<Rc<[multicast::Group]>>,
 }
@@ -115,6 +116,8 @@ pub(super) fn capture(
         ptys,
         unix,
         groups: None,
+        // First: looking at other things may be an event for those who watch them.
+        epolls: epoll::capture(live)?,
     };
     // Queued descriptors come after those of the tables, so that positions agree with the live ones at first.
     for position in 0..live.descriptions.len() {
@@ -183,7 +186,7 @@ impl Capture<'_> {
             Class::PtyMaster => Kind::PtyMaster(pty::capture_master(self, position)?),
             Class::PtySlave => Kind::PtySlave(pty::capture_slave(self, position, None)?),
             Class::Eventfd => Kind::Eventfd(eventfd::capture(description)?),
-            Class::Epoll => Kind::Epoll(epoll::capture(live, position)?),
+            Class::Epoll => Kind::Epoll(self.epolls.remove(&position).unwrap_or_default()),
             Class::Timerfd => Kind::Timerfd(timerfd::capture(live, position)?),
             Class::Signalfd => Kind::Signalfd(signalfd::capture(description)?),
             Class::Inotify => Kind::Inotify(inotify::capture(live, position)?),

@@ -6,6 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
+use deltabox_sys::view::View;
 use rustix::fs::{AtFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 
@@ -13,7 +14,7 @@ use super::tables::ContentId;
 
 /// A store of contents, provided by the caller. An id is never reused for another content.
 pub trait Contents {
-    /// Keeps the content of `file` (open for reading). `previous` is what the same file held at an earlier
+    /// Keeps the content of `file` (open for reading), leaving no trace at it. `previous` is what the same file held at an earlier
     /// capture: when nothing changed, it may be returned instead of a new id.
     ///
     /// # Errors
@@ -118,7 +119,7 @@ impl Contents for ContentDirectory {
         let mut at = 0;
         while at < len {
             let n = BLOCK.min((len - at) as usize);
-            a.read_exact_at(&mut left[..n], at)?;
+            read_quietly(&a, &mut left[..n], at)?;
             b.read_exact_at(&mut right[..n], at)?;
             if left[..n] != right[..n] {
                 return Ok(false);
@@ -133,11 +134,26 @@ impl Contents for ContentDirectory {
     }
 }
 
-/// Makes one file hold what the other does, holes included. Offsets of shared descriptions are left alone by
-/// working on a description of our own.
+/// Reads without anybody being told who watches the file (inotify). What cannot be mapped is read as usual.
+fn read_quietly(file: &File, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    match View::of(file.as_fd(), at, buffer.len()) {
+        Ok(view) => view.read(buffer),
+        Err(_) => file.read_exact_at(buffer, at),
+    }
+}
+
+/// Makes one file hold what the other does, holes included. The offset of `from`, which may be a duplicate of the
+/// program's own description, is what it was when this is done.
 fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
-    // SEEK_DATA moves the offset, and `from` may be a duplicate of the program's own description.
-    let source: File = super::place::reopen(from, libc::O_RDONLY as u32)?.into();
+    let offset = rustix::fs::tell(from)?;
+    let copied = copy_moving(from, to);
+    rustix::fs::seek(from, SeekFrom::Start(offset))?;
+    copied
+}
+
+/// As [`copy`], but for the offset: looking for holes moves it.
+fn copy_moving(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
+    let source = File::from(from.try_clone_to_owned()?);
     let target = File::from(to.try_clone_to_owned()?);
     let len = source.metadata()?.len();
     if target.metadata()?.len() != 0 {
@@ -158,7 +174,7 @@ fn copy(from: BorrowedFd<'_>, to: BorrowedFd<'_>) -> io::Result<()> {
         at = data;
         while at < hole {
             let n = BLOCK.min((hole - at) as usize);
-            source.read_exact_at(&mut buffer[..n], at)?;
+            read_quietly(&source, &mut buffer[..n], at)?;
             target.write_all_at(&buffer[..n], at)?;
             at += n as u64;
         }

@@ -11,11 +11,12 @@ use deltabox_sys::kcmp::{self, EpollTarget};
 use rustix::event::epoll::{CreateFlags, create};
 use serde::{Deserialize, Serialize};
 
-use super::borrow;
+use super::class::{self, Class};
 use super::error::{Error, bad_state, making};
 use super::live::Live;
 use super::restore::Restore;
 use super::tables::Kind;
+use super::{borrow, edge};
 use crate::inject::{Arg, Batch};
 use crate::stop::Process;
 
@@ -34,6 +35,8 @@ pub struct Target {
     pub description: u32,
     pub events: u32,
     pub data: u64,
+    /// Of an edge-triggered one: its edge has not been reported yet.
+    pub pending: bool,
 }
 
 /// One `tfd:` line of fdinfo.
@@ -61,7 +64,20 @@ fn parse(line: &str) -> Option<Line> {
     })
 }
 
-pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
+/// All live instances, by their positions.
+pub(super) fn capture(live: &Live) -> Result<HashMap<usize, State>, Error> {
+    let mut found = HashMap::new();
+    for (position, description) in live.descriptions.iter().enumerate() {
+        if class::of(live, description) == Class::Epoll {
+            found.insert(position, targets(live, position)?);
+        }
+    }
+    edge::look(live, &mut found)?;
+    Ok(found)
+}
+
+/// One live instance, but for which edges have been reported.
+fn targets(live: &Live, position: usize) -> Result<State, Error> {
     let lines: Vec<Line> = live.descriptions[position]
         .info
         .lines()
@@ -83,6 +99,7 @@ pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
             description: description as u32,
             events,
             data,
+            pending: false,
         });
     }
     targets.sort_unstable();
@@ -148,7 +165,7 @@ pub(super) fn look(restore: &Restore<'_>) -> Result<HashMap<usize, State>, Error
     let mut found = HashMap::new();
     for (wanted, description) in restore.wanted.descriptions.iter().enumerate() {
         if let (Kind::Epoll(_), Some(live)) = (&description.kind, restore.kept[wanted]) {
-            found.insert(live, capture(restore.live, live)?);
+            found.insert(live, targets(restore.live, live)?);
         }
     }
     Ok(found)

@@ -19,9 +19,9 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, bad_state, making};
 use super::live::{Live, statx};
-use super::place::open_in_root;
+use super::place::{Place, open_in_root};
 use super::restore::Restore;
-use super::tables::Kind;
+use super::tables::{Description, Kind, ObjectKey};
 
 /// An inotify instance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,8 +127,7 @@ pub(super) fn restore_all(restore: &Restore<'_>) -> Result<(), Error> {
             continue;
         }
         let fd = restore.object(position)?;
-        let root = restore.environment.root;
-        set_watches(state, fd, root)?;
+        set_watches(state, fd, restore)?;
         if state.queued > 0 {
             overflow(fd).map_err(making("the queue of an inotify instance"))?;
         }
@@ -136,11 +135,13 @@ pub(super) fn restore_all(restore: &Restore<'_>) -> Result<(), Error> {
     Ok(())
 }
 
-fn set_watches(state: &State, fd: BorrowedFd<'_>, root: BorrowedFd<'_>) -> Result<(), Error> {
+fn set_watches(state: &State, fd: BorrowedFd<'_>, restore: &Restore<'_>) -> Result<(), Error> {
+    let root = restore.environment.root;
     let mut next = 1;
     for watch in &state.watches {
-        let Some(target) = find(watch, root)? else {
-            // Watched, but without a name any more: no event can come of it but its end.
+        let found = find(watch, root)?;
+        let Some(target) = found.map_or_else(|| nameless(watch, restore), |found| Ok(Some(found)))? else {
+            // Watched, but neither named nor open any more: no event can come of it but its end.
             continue;
         };
         count_up_to(fd, root, &mut next, watch.number).map_err(making("an inotify instance"))?;
@@ -188,6 +189,28 @@ fn take_out(fd: BorrowedFd<'_>) -> std::io::Result<()> {
         rustix::io::read(fd, &mut buffer)?;
     }
     Ok(())
+}
+
+/// What is watched and has no name any more, but is open.
+fn nameless(watch: &Watch, restore: &Restore<'_>) -> Result<Option<OwnedFd>, Error> {
+    use rustix::fs::{major, minor};
+    let is_it = |description: &Description| {
+        let place = match &description.kind {
+            Kind::Regular(state) => &state.place,
+            Kind::Directory(state) => &state.place,
+            _ => return false,
+        };
+        let ObjectKey { dev, ino } = description.object;
+        matches!(place, Place::Deleted { .. })
+            && (ino, kernel_device(major(dev), minor(dev))) == (watch.ino, watch.dev)
+    };
+    let found = restore.wanted.descriptions.iter().position(is_it);
+    found
+        .map(|found| {
+            let object = restore.object(found)?;
+            object.try_clone_to_owned().map_err(making("an inotify watch"))
+        })
+        .transpose()
 }
 
 fn find(watch: &Watch, root: BorrowedFd<'_>) -> Result<Option<OwnedFd>, Error> {

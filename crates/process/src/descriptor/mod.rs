@@ -14,6 +14,7 @@ mod class;
 mod contents;
 mod diag;
 pub mod directory;
+mod edge;
 mod edit;
 pub mod epoll;
 mod error;

@@ -64,8 +64,8 @@ pub(super) fn capture(
         ),
         linkable: never_named(&place),
     };
-    let read_only = description.access() == libc::O_RDONLY as u32;
-    let content = keep(&place, &attributes, read_only, file, previous, contents)?;
+    let access = description.access();
+    let content = keep(&place, &attributes, access, file, previous, contents)?;
     Ok(State {
         place,
         content: Some(content),
@@ -88,7 +88,7 @@ fn never_named(place: &Place) -> bool {
 fn keep(
     place: &Place,
     attributes: &Attributes,
-    read_only: bool,
+    access: u32,
     file: BorrowedFd<'_>,
     previous: Option<&Tables>,
     contents: &mut dyn Contents,
@@ -101,14 +101,23 @@ fn keep(
     });
     if let Some((content, old)) = known
         && old == *attributes
-        && read_only
+        && access == libc::O_RDONLY as u32
     {
         return Ok(content);
     }
-    let readable = reopen(file, (libc::O_RDONLY | libc::O_NOATIME) as u32).map_err(making(place.show()))?;
-    contents
-        .keep(readable.as_fd(), known.map(|(content, _)| content))
-        .map_err(making(format!("the content of {}", place.show())))
+    let what = || format!("the content of {}", place.show());
+    let known = known.map(|(content, _)| content);
+    let flags = rustix::fs::fcntl_getfl(file).map_err(making(what()))?;
+    if access == libc::O_WRONLY as u32 {
+        let readable =
+            reopen(file, (libc::O_RDONLY | libc::O_NOATIME) as u32).map_err(making(place.show()))?;
+        return contents.keep(readable.as_fd(), known).map_err(making(what()));
+    }
+    // Not opened again, which is an event for those who watch it.
+    rustix::fs::fcntl_setfl(file, flags | OFlags::NOATIME).map_err(making(what()))?;
+    let kept = contents.keep(file, known);
+    rustix::fs::fcntl_setfl(file, flags).map_err(making(what()))?;
+    kept.map_err(making(what()))
 }
 
 pub(super) fn same(wanted: &State, live: &Live, description: &LiveDescription) -> bool {

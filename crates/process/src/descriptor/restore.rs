@@ -17,7 +17,8 @@ use super::place::{Place, reopen};
 use super::tables::{Description, Kind, ObjectKey, Table, Tables};
 use super::terminals::Terminals;
 use super::{
-    directory, epoll, eventfd, fifo, inotify, late, lock, memfd, mqueue, pidfd, pipe, pty, regular, signalfd,
+    directory, edge, epoll, eventfd, fifo, inotify, late, lock, memfd, mqueue, pidfd, pipe, pty, regular,
+    signalfd,
 };
 use super::{socket, timerfd};
 use crate::ids::FirstId;
@@ -113,11 +114,17 @@ pub fn restore(
     late::owners(&restore, processes)?;
     late::posix_locks(&restore, processes)?;
     let made = restore.made.iter().filter(|m| m.is_some()).count();
-    Ok(Report {
+    let report = Report {
         kept: restore.kept.iter().flatten().count(),
         made,
         edited,
-    })
+    };
+    // Ends that only we have open are closed first, which is an event for those who watch the other ones.
+    let edges = edge::prepare(&restore)?;
+    drop(restore);
+    drop(live);
+    edges.iter().try_for_each(edge::Edges::restore)?;
+    Ok(report)
 }
 
 impl Restore<'_> {
