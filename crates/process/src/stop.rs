@@ -12,15 +12,23 @@ use crate::ids::{Addr, HostPid, InsidePid};
 use crate::process::OPTIONS;
 pub use crate::process::{Process, Reason, Thread, Tree, Untraceable};
 use crate::procfs::{self, Status};
+use crate::survey::Refusal;
 use crate::task::Stat;
 use crate::tracee::Tracee;
 
-/// How long all threads together may take to stop. A thread that waits for a `vfork` child, or for a dead network
-/// file system, cannot be stopped at all.
+/// How long all threads together may take to stop. A thread that waits for a dead network file system cannot be stopped
+/// at all.
 pub const STOP_LIMIT: Duration = Duration::from_millis(2000);
 
-/// How long the sandbox runs before it is looked at again when a thread waits for a vfork child.
-const VFORK_PAUSE: Duration = Duration::from_micros(500);
+/// How long a child made by `vfork` may take to call `execve`, most of them taking less than a millisecond. Its parent
+/// cannot be stopped until then.
+const VFORK_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long the sandbox runs, at least, before it is looked at again when a thread cannot be stopped.
+const PAUSE: Duration = Duration::from_micros(500);
+
+/// Where in the kernel a thread waits for a child made by `vfork`.
+const VFORK_PLACES: [&str; 2] = ["kernel_clone", "wait_for_vfork_done"];
 
 /// How long frozen threads may look as if they were running.
 const SETTLE_LIMIT: Duration = Duration::from_millis(5);
@@ -37,13 +45,16 @@ pub enum StopError {
     Host { what: &'static str, source: io::Error },
     /// A thread did not stop in time.
     #[error(
-        "process {inside} ({name}) did not stop within {limit_ms} ms: a thread is in an uninterruptible wait (vfork?); try again when it has finished"
+        "process {inside} ({name}) did not stop within {limit_ms} ms: a thread is in an uninterruptible wait; try again when it has finished"
     )]
     Stuck {
         inside: InsidePid,
         name: String,
         limit_ms: u128,
     },
+    /// A thread waits for a child made by `vfork`.
+    #[error("{0}")]
+    Vfork(Refusal),
     /// New processes appeared faster than they could be attached.
     #[error("the sandbox creates processes faster than they can be stopped; limit its number of processes")]
     TooMany,
@@ -103,16 +114,27 @@ pub(crate) fn stop_known<H: Host + ?Sized>(host: &mut H, known: Known<'_>) -> Re
     loop {
         frozen.freeze()?;
         let seen = look_settled(&mut frozen)?;
-        let Some(waiting) = seen.iter().find(|process| process.cannot_stop) else {
+        let Some((waiting, wait)) = seen.iter().find_map(|process| Some((process, process.wait?))) else {
             return hold(frozen, seen, known);
         };
-        if start.elapsed() > STOP_LIMIT {
-            return Err(stuck(&waiting.status));
+        match wait {
+            Wait::Vfork if start.elapsed() > VFORK_LIMIT => {
+                return Err(StopError::Vfork(in_vfork(&waiting.status)));
+            }
+            Wait::Other if start.elapsed() > STOP_LIMIT => return Err(stuck(&waiting.status)),
+            _ => {}
         }
-        // A thread waits for its vfork child, which has to go on until it calls execve or ends.
+        // What it waits for has to go on until the wait is over.
         frozen.thaw()?;
-        std::thread::sleep(VFORK_PAUSE);
+        std::thread::sleep(PAUSE.max(start.elapsed() / 4));
     }
+}
+
+/// A wait that ptrace cannot interrupt.
+#[derive(Clone, Copy)]
+enum Wait {
+    Vfork,
+    Other,
 }
 
 /// A process of the frozen sandbox.
@@ -122,7 +144,7 @@ struct Seen {
     /// Threads, by their ids outside and inside.
     threads: Vec<(HostPid, InsidePid)>,
     /// A thread is in a wait that ptrace cannot interrupt.
-    cannot_stop: bool,
+    wait: Option<Wait>,
     /// A thread is running.
     running: bool,
     /// Not all threads have the same credentials.
@@ -169,7 +191,7 @@ fn look_at(pid: HostPid) -> Result<Seen, TraceError> {
     let mut seen = Seen {
         pid,
         threads: Vec::new(),
-        cannot_stop: false,
+        wait: None,
         running: false,
         mixed: false,
         status,
@@ -206,7 +228,11 @@ impl Seen {
         if state == 'D' {
             // The freezer of cgroup v1 looks like this, too.
             let place = procfs::read_text(self.pid, &format!("task/{tid}/wchan")).unwrap_or_default();
-            self.cannot_stop |= !place.contains("refrigerator");
+            if VFORK_PLACES.contains(&place.trim()) {
+                self.wait = Some(Wait::Vfork);
+            } else if !place.contains("refrigerator") {
+                self.wait.get_or_insert(Wait::Other);
+            }
         }
     }
 }
@@ -312,6 +338,16 @@ fn wait_all(attached: Vec<Attached>, mut tree: Tree, known: Known<'_>) -> Result
         return Err(error);
     }
     Ok(tree)
+}
+
+fn in_vfork(status: &Status) -> Refusal {
+    Refusal {
+        pid: status.inside(),
+        name: status.name.clone(),
+        what: "a child made by vfork".to_owned(),
+        why: "it cannot be stopped before the child has called exec or has ended".to_owned(),
+        remedy: "try again when the child has done so".to_owned(),
+    }
 }
 
 fn stuck(status: &Status) -> StopError {

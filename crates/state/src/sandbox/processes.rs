@@ -11,7 +11,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use deltabox_api::Refusal;
 use deltabox_isolation::SkeletonSpec;
 use deltabox_process::descriptor::{ContentDirectory, ContentId, ExternalId};
-use deltabox_process::{Engine, FirstId, Host, HostPid, Image, InsidePid, PageStore, SurveyError};
+use deltabox_process::{Engine, FirstId, Host, HostPid, Image, InsidePid, PageStore, StopError, SurveyError};
 
 use super::checkpoint::Phases;
 use deltabox_sys::fsids::with_file_owner;
@@ -289,10 +289,17 @@ impl Processes {
         phases: &mut Phases,
         files: impl FnOnce() -> std::result::Result<OwnedFd, Failed>,
     ) -> std::result::Result<Restored, Failed> {
-        let mut stopped = self
-            .engine
-            .stop()
-            .map_err(|error| Failed::Untouched(stop_failed(error)))?;
+        let mut stopped = match self.engine.stop() {
+            Ok(stopped) => stopped,
+            Err(StopError::Vfork(_)) => {
+                // They cannot be changed in place, so all are made again.
+                let killed = self.engine.host().cell.kill_all();
+                killed.map_err(|error| Failed::Broken(error.into()))?;
+                let stopped = self.engine.stop();
+                stopped.map_err(|error| Failed::Broken(stop_failed(error)))?
+            }
+            Err(error) => return Err(Failed::Untouched(stop_failed(error))),
+        };
         stopped.host().root = phases.time("files", files)?;
         stopped.host().born.clear();
         let broken = |error: &dyn std::fmt::Display| {
@@ -323,7 +330,10 @@ pub(super) enum Failed {
     Broken(Error),
 }
 
-fn stop_failed(error: deltabox_process::StopError) -> Error {
+fn stop_failed(error: StopError) -> Error {
+    if let StopError::Vfork(refusal) = error {
+        return refused(vec![refusal]);
+    }
     Error::refused(format!("the sandbox could not be stopped: {error}"), Vec::new())
 }
 
