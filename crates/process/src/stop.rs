@@ -1,6 +1,6 @@
 //! Stopping every thread of a sandbox at one instant, and holding them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ pub const STOP_LIMIT: Duration = Duration::from_millis(2000);
 /// cannot be stopped until then.
 const VFORK_LIMIT: Duration = Duration::from_millis(500);
 
-/// How long the sandbox runs, at least, before it is looked at again when a thread cannot be stopped.
+/// How long the sandbox runs before it is looked at again when a thread cannot be stopped.
 const PAUSE: Duration = Duration::from_micros(500);
 
 /// Where in the kernel a thread waits for a child made by `vfork`.
@@ -110,31 +110,58 @@ pub fn stop<H: Host + ?Sized>(host: &mut H) -> Result<Tree, StopError> {
 /// As [`stop`], with what an earlier stop has found out.
 pub(crate) fn stop_known<H: Host + ?Sized>(host: &mut H, known: Known<'_>) -> Result<Tree, StopError> {
     let start = Instant::now();
+    let mut vforks = Vforks::default();
     let mut frozen = Frozen { host, thawed: true };
     loop {
         frozen.freeze()?;
         let seen = look_settled(&mut frozen)?;
-        let Some((waiting, wait)) = seen.iter().find_map(|process| Some((process, process.wait?))) else {
+        let Some(waiting) = seen.iter().find(|process| process.wait.is_some()) else {
             return hold(frozen, seen, known);
         };
-        match wait {
-            Wait::Vfork if start.elapsed() > VFORK_LIMIT => {
-                return Err(StopError::Vfork(in_vfork(&waiting.status)));
-            }
-            Wait::Other if start.elapsed() > STOP_LIMIT => return Err(stuck(&waiting.status)),
-            _ => {}
+        if let Some(parent) = vforks.outlasting(&seen) {
+            return Err(StopError::Vfork(in_vfork(&parent.status)));
+        }
+        if start.elapsed() > STOP_LIMIT {
+            return Err(stuck(&waiting.status));
         }
         // What it waits for has to go on until the wait is over.
         frozen.thaw()?;
-        std::thread::sleep(PAUSE.max(start.elapsed() / 4));
+        std::thread::sleep(PAUSE);
     }
 }
 
 /// A wait that ptrace cannot interrupt.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Wait {
     Vfork,
     Other,
+}
+
+/// Parents that wait for a child made by `vfork`, with the host pids of all their children, which tell one such wait
+/// from the next: since when.
+#[derive(Default)]
+struct Vforks(HashMap<(HostPid, Vec<HostPid>), Instant>);
+
+impl Vforks {
+    /// A parent whose child takes too long.
+    fn outlasting<'s>(&mut self, seen: &'s [Seen]) -> Option<&'s Seen> {
+        let now = Instant::now();
+        let mut waits = HashMap::new();
+        let mut found = None;
+        for parent in seen.iter().filter(|process| process.wait == Some(Wait::Vfork)) {
+            let children = seen
+                .iter()
+                .filter(|child| child.status.parent == parent.pid.raw());
+            let key = (parent.pid, children.map(|child| child.pid).collect());
+            let since = self.0.get(&key).copied().unwrap_or(now);
+            if now - since > VFORK_LIMIT {
+                found = Some(parent);
+            }
+            waits.insert(key, since);
+        }
+        self.0 = waits;
+        found
+    }
 }
 
 /// A process of the frozen sandbox.
