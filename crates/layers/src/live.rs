@@ -107,6 +107,16 @@ impl SquashJob {
     pub fn run(&self) -> Result<Squashed> {
         squash::squash(&self.store, &self.volume, self.top)
     }
+
+    /// Layers to go through now, from the uppermost to the base.
+    pub fn depth(&self) -> usize {
+        self.volume.chain(self.top).map_or(0, |chain| chain.len())
+    }
+
+    /// Whether the two would merge layers of the same volume, so that only the later one is worth running.
+    pub fn is_of_same_volume(&self, other: &SquashJob) -> bool {
+        self.volume.id == other.volume.id
+    }
 }
 
 /// The live file state of one sandbox.

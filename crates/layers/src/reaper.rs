@@ -35,6 +35,9 @@ impl Reaper {
         let thread = std::thread::Builder::new()
             .name("layers-reaper".into())
             .spawn(move || {
+                if let Err(error) = deltabox_sys::attributes::step_back() {
+                    tracing::warn!(%error, "removing rubbish may slow down checkpoints");
+                }
                 for job in queue {
                     run(job);
                 }

@@ -107,12 +107,13 @@ impl Volume {
         btrfs::create_snapshot(dir.as_fd(), OsStr::new(&name), source.as_fd(), read_only)
             .doing("taking a snapshot of", &self.path)?;
         let tree = self.tree.lock().expect("no panic while held").clone();
+        let sizes = self.sizes.lock().expect("no panic while held").clone();
         Ok(Self {
             id,
             path,
             tree: Mutex::new(tree),
             squashing: Mutex::new(()),
-            sizes: Mutex::default(),
+            sizes: Mutex::new(sizes),
         })
     }
 

@@ -1,4 +1,4 @@
-//! Work off the critical path, on one thread for all sandboxes: durability, old mounts, squashing.
+//! Work off the critical path, on one thread for all sandboxes: durability, limits, old mounts.
 
 use std::any::Any;
 use std::collections::hash_map::Entry;
@@ -9,7 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use deltabox_api::Retention;
-use deltabox_layers::{SquashJob, Store, Top};
+use deltabox_layers::{Store, Top};
 
 use crate::catalog::{Catalog, Change, CheckpointRecord, Edit, SandboxRecord};
 use crate::contents::Contents;
@@ -20,14 +20,13 @@ use crate::ledger::Disk;
 use crate::retention::{Candidate, excess};
 use crate::sandbox::{DurableReply, Handle, now_unix_ms};
 use crate::segments::{Saved, SegmentId, Segments};
+use crate::squasher::step_back;
 
 pub(crate) enum Work {
     /// Sync the store, then write the sandbox's record, these checkpoints, and what becomes of others.
     Durable(Box<Pending>),
     /// Somebody waits for what is to be made durable.
     Hurry,
-    /// Merge layers, so that a long history is not felt.
-    Squash(SquashJob),
     /// Remove what a sandbox's limits do not keep.
     Limit(Box<Limit>),
     /// Give up everything that nobody needs, and hand its space back; answered when that is done.
@@ -134,6 +133,7 @@ impl Pending {
 
 impl Worker {
     fn run(mut self, receive: &Receiver<Work>) {
+        step_back();
         loop {
             let first = match self.patience() {
                 None => receive.recv().map_err(|_| RecvTimeoutError::Disconnected),
@@ -161,33 +161,22 @@ impl Worker {
     /// `false` ends the worker, after all earlier work was done.
     fn carry_out(&mut self, batch: Vec<Work>) -> bool {
         let (mut go_on, mut hurry) = (true, false);
-        let (mut forget, mut squash, mut limits, mut reclaim) =
-            (Vec::new(), Vec::new(), HashMap::new(), Vec::new());
+        let (mut forget, mut limits, mut reclaim) = (Vec::new(), HashMap::new(), Vec::new());
         for work in batch {
             match work {
                 Work::Drop(thing) => drop(thing),
-                Work::Squash(job) => squash.push(job),
                 // Of several, the last one knows all checkpoints.
                 Work::Limit(limit) => drop(limits.insert(limit.sandbox.clone(), limit)),
                 Work::Reclaim(done) => reclaim.push(done),
                 Work::Hurry => hurry = true,
                 Work::Stop => go_on = false,
-                Work::Forget { sandbox, done } => {
-                    self.pending.remove(&sandbox);
-                    forget.push((sandbox, done));
-                }
+                Work::Forget { sandbox, done } => forget.push((sandbox, done)),
                 Work::Durable(new) => self.gather(*new),
             }
         }
         let mut removed = !forget.is_empty();
         for (sandbox, done) in forget {
-            self.means.kept.remove_all(&sandbox);
-            let removed = self.means.catalog.remove(&sandbox);
-            if removed.is_ok() {
-                let gone = self.means.needed.remove(&sandbox).unwrap_or_default();
-                self.forget_segments(gone.into_values());
-            }
-            let _ = done.send(removed);
+            let _ = done.send(self.forget_sandbox(&sandbox));
         }
         if hurry || !go_on {
             self.gathering = None;
@@ -205,12 +194,6 @@ impl Worker {
             reclaim
                 .into_iter()
                 .for_each(|done| drop(done.send(reclaimed.clone())));
-        }
-        for job in squash {
-            if let Err(error) = job.run() {
-                // The chain stays long, which costs time only.
-                tracing::warn!(%error, "layers could not be merged");
-            }
         }
         go_on
     }
@@ -273,6 +256,17 @@ impl Worker {
             unneeded.remove(&id);
         }
         self.means.segments.remove(unneeded);
+    }
+
+    /// Gives up everything of a sandbox, once the catalog does not know it any more.
+    fn forget_sandbox(&mut self, sandbox: &SandboxId) -> Result<()> {
+        self.means.catalog.remove(sandbox)?;
+        self.pending.remove(sandbox);
+        self.means.kept.remove_all(sandbox);
+        let gone = self.means.needed.remove(sandbox).unwrap_or_default();
+        self.forget_segments(gone.into_values());
+        self.means.contents.remove_all(sandbox);
+        Ok(())
     }
 
     /// The catalog does not know these checkpoints any more: gives up what only they needed. Whether layers of files may

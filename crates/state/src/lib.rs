@@ -17,6 +17,7 @@ mod pool;
 mod retention;
 mod sandbox;
 mod segments;
+mod squasher;
 mod tree;
 
 pub use config::{EngineConfig, StoreChoice};

@@ -114,6 +114,22 @@ pub fn set_limit(pid: Pid, resource: usize, limit: &[u8; 16]) -> io::Result<()> 
     .map(drop)
 }
 
+/// Lets all other threads go before the calling one, both at the processors and at the disk. It still gets a share of
+/// them: others may wait for a lock that it holds.
+pub fn step_back() -> io::Result<()> {
+    const SCHED_BATCH: u32 = 3;
+    const NICE: i32 = 10;
+    // The best-effort class, its lowest priority.
+    const LAST: i32 = (2 << 13) | 7;
+    let me = rustix::thread::gettid();
+    let mut attributes = scheduling(me)?;
+    // struct sched_attr: size, policy, flags (64 bits), nice.
+    attributes[4..8].copy_from_slice(&SCHED_BATCH.to_ne_bytes());
+    attributes[16..20].copy_from_slice(&NICE.to_ne_bytes());
+    set_scheduling(me, &attributes)?;
+    set_io_priority(me, LAST)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -129,6 +145,18 @@ mod tests {
         assert_eq!(files[..8], soft.unwrap_or(u64::MAX).to_ne_bytes());
         assert!(limit(me, 1000).is_err());
         assert!(io_priority(me).is_ok());
+    }
+
+    #[test]
+    fn a_thread_steps_back_alone() {
+        let policy = |attributes: Vec<u8>| (attributes[4], attributes[16]);
+        let before = scheduling(rustix::thread::gettid()).unwrap();
+        let other = std::thread::spawn(|| {
+            step_back().unwrap();
+            scheduling(rustix::thread::gettid()).unwrap()
+        });
+        assert_eq!(policy(other.join().unwrap()), (3, 10));
+        assert_eq!(scheduling(rustix::thread::gettid()).unwrap(), before);
     }
 
     #[test]

@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use crate::support::Home;
+use crate::support::{Home, Random};
 use crate::witness::{self, remembers};
 
 fn start(home: &Home) {
@@ -110,4 +111,21 @@ fn a_damaged_checkpoint_is_named_and_refused_and_the_others_work() {
     assert!(said.contains(&two) && said.contains("checksum"), "{said}");
     home.ok(&["resume", "box", &one]);
     remembers(&home, "box", "", "one");
+}
+
+#[test]
+fn a_sandbox_is_removed_while_its_checkpoint_is_on_its_way_to_disk() {
+    let home = Home::new();
+    let mut random = Random::new();
+    for _ in 0..8 {
+        start(&home);
+        remembers(&home, "box", "one", "one");
+        home.ok(&["checkpoint", "box"]);
+        std::thread::sleep(Duration::from_millis(random.below(90) as u64));
+        home.ok(&["rm", "--force", "box"]);
+    }
+    home.ok(&["stop"]);
+    assert!(!home.log().contains("ERROR"), "{}", home.log());
+    assert_eq!(segments(&home), Vec::<PathBuf>::new());
+    assert_eq!(fs::read_dir(home.path().join("contents")).unwrap().count(), 0);
 }

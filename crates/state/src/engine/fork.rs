@@ -77,6 +77,7 @@ impl Engine {
             })),
             Err(error) => {
                 self.shared.kept.remove_all(id);
+                self.shared.contents.remove_all(id);
                 Forked::Failed {
                     name: name.to_owned(),
                     error: error.into_api(),

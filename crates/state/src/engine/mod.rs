@@ -24,8 +24,9 @@ use crate::error::{Error, Result};
 use crate::id::SandboxId;
 use crate::ledger::Disk;
 use crate::pool::Pool;
-use crate::sandbox::{Handle, Live};
+use crate::sandbox::{Handle, Live, Sandbox};
 use crate::segments::{Saved, Segments};
+use crate::squasher::Squasher;
 
 /// What the sandboxes of an engine share.
 pub(crate) struct Shared {
@@ -33,6 +34,7 @@ pub(crate) struct Shared {
     pub store: Store,
     pub pool: Arc<Pool>,
     pub background: Background,
+    pub squasher: Squasher,
     pub kept: Arc<Kept>,
     /// Page contents of all checkpoints of all sandboxes.
     pub pages: PageStore,
@@ -196,6 +198,7 @@ impl Engine {
             store,
             pool,
             background,
+            squasher: Squasher::start()?,
             kept,
             pages: PageStore::new(),
             segments,
@@ -379,21 +382,24 @@ impl Engine {
         }
     }
 
+    /// When this fails the sandbox is stopped and has all its durable checkpoints.
     fn remove_reserved(&self, handle: &Handle) -> Result<()> {
         handle.call(|sandbox| {
-            sandbox.end("it was removed");
+            sandbox.begin_removal();
             Ok(())
         })?;
-        handle.close();
         let (done, receive) = std::sync::mpsc::channel();
         self.shared.background.send(Work::Forget {
             sandbox: handle.id().clone(),
             done,
         });
-        let forgotten = receive.recv();
-        forgotten.map_err(|_| Error::new(ErrorKind::Conflict, "the daemon is stopping"))??;
-        self.shared.contents.remove_all(handle.id());
-        Ok(())
+        let stopping = |_| Error::new(ErrorKind::Conflict, "the daemon is stopping");
+        let forgotten = receive.recv().map_err(stopping).flatten();
+        match &forgotten {
+            Ok(()) => handle.close(),
+            Err(_) => handle.submit(Sandbox::give_up_removal),
+        }
+        forgotten
     }
 
     /// Ends all sandboxes; their durable checkpoints stay. The last pending checkpoints are made durable first.
@@ -412,6 +418,7 @@ impl Engine {
                 handle.close();
             }
         }
+        self.shared.squasher.stop();
         self.shared.background.send(Work::Stop);
         if let Some(worker) = self.worker.lock().expect("not poisoned").take() {
             let _ = worker.join();

@@ -83,7 +83,7 @@ impl Sandbox {
         undone.push(record.clone());
         self.queue_durable(undone);
         let squash = self.live()?.files.squash_job();
-        self.shared.background.send(Work::Squash(squash));
+        self.shared.squasher.squash(squash);
         Ok(CheckpointResult {
             id: id.to_string(),
             parent: record.parent.as_ref().map(ToString::to_string),
@@ -103,6 +103,9 @@ impl Sandbox {
     pub fn rollback(&mut self, to: &str) -> Result<RollbackResult> {
         let start = Instant::now();
         let mut phases = Phases::default();
+        if self.removed {
+            return Err(Error::conflict("the sandbox is being removed"));
+        }
         let target = self.loaded(to, &mut phases)?;
         let shared = self.shared.clone();
         let _changing = shared.kept.changing();
@@ -210,6 +213,9 @@ impl Sandbox {
         changes: Vec<Change>,
         done: Option<DurableReply>,
     ) {
+        if self.removed {
+            return;
+        }
         self.shared.background.send(Work::Durable(Box::new(Pending {
             sandbox: self.record.clone(),
             checkpoints,

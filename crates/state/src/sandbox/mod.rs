@@ -49,6 +49,8 @@ pub struct Sandbox {
     failure: Option<String>,
     /// It has no live state because it was paused.
     paused: bool,
+    /// It is being removed: nothing of it is to come back.
+    removed: bool,
     next_sequence: u64,
     waiting: HashMap<CheckpointId, Vec<DurableReply>>,
     /// The sandbox's own queue, so that background work can report back.
@@ -72,6 +74,7 @@ impl Sandbox {
             live,
             failure: None,
             paused: false,
+            removed: false,
             next_sequence,
             waiting: HashMap::new(),
             handle,
@@ -92,6 +95,17 @@ impl Sandbox {
             Error::conflict(format!("sandbox {name} is not running: {why}"))
                 .hint(format!("`deltabox resume {name}` brings it back"))
         })
+    }
+
+    /// Ends what is live. From here on nothing is made live or durable any more.
+    pub(crate) fn begin_removal(&mut self) {
+        self.end("it was removed");
+        self.removed = true;
+    }
+
+    /// It stays after all.
+    pub(crate) fn give_up_removal(&mut self) {
+        self.removed = false;
     }
 
     /// Host process id of the sandbox's init.
