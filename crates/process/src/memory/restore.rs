@@ -8,7 +8,9 @@ use super::PAGE;
 use super::maps::{Backing, Kind, Vma};
 use super::page_store::PageRef;
 use super::page_tree::{PageNumber, PageTree};
+use super::roots::BASE;
 use super::track::Run;
+use crate::shared::is_memory;
 
 /// One step from the present mappings to the wanted ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -184,8 +186,13 @@ fn same_kind(present: &Vma, target: &Vma) -> bool {
     }
 }
 
-fn same_file(one: &Backing, two: &Backing) -> bool {
-    (one.device, one.inode, one.offset) == (two.device, two.inode, two.offset)
+/// Memory made in place of a file whose name was removed goes by that file's numbers, but is not the file that has its
+/// name again.
+fn same_file(present: &Backing, target: &Backing) -> bool {
+    let numbers = |backing: &Backing| (backing.device, backing.inode, backing.offset);
+    let named = |backing: &Backing| !is_memory(backing);
+    let serves = named(present) == named(target) || named(present) && present.device == BASE;
+    numbers(present) == numbers(target) && serves
 }
 
 /// The label a program gave, as opposed to those of the kernel.
@@ -387,6 +394,30 @@ mod tests {
                 Change::Map(anonymous(0xe000, 0xf000, 3)),
             ]
         );
+    }
+
+    #[test]
+    fn what_stands_for_a_removed_file_is_not_the_file() {
+        let removed = |mut vma: Vma| {
+            if let Kind::PrivateFile(backing) = &mut vma.kind {
+                backing.path += " (deleted)";
+            }
+            vma
+        };
+        let of = |device| {
+            let mut vma = file(0x1000, 0x2000, 7, 0);
+            if let Kind::PrivateFile(backing) = &mut vma.kind {
+                backing.device = device;
+            }
+            vma
+        };
+        let changes = |now: Vma, wanted: Vma| layout_changes(&[now], &[wanted]).len();
+        assert_eq!(changes(removed(of((8, 1))), of((8, 1))), 1);
+        assert_eq!(changes(of((8, 1)), removed(of((8, 1)))), 1);
+        assert_eq!(changes(removed(of((8, 1))), removed(of((8, 1)))), 0);
+        // The base never changes.
+        assert_eq!(changes(of(BASE), removed(of(BASE))), 0);
+        assert_eq!(changes(removed(of(BASE)), of(BASE)), 1);
     }
 
     fn flagged(start: u64, end: u64, flags: u16) -> Vma {

@@ -8,7 +8,7 @@ use std::os::fd::BorrowedFd;
 use super::maps::{Kind, Vma};
 
 /// What a file of the base is noted with, in place of the device of some mount of the root.
-const BASE: (u32, u32) = (0, 0);
+pub const BASE: (u32, u32) = (0, 0);
 /// What a file of a layer is noted with: one of the mount that was the root then.
 const LAYER: (u32, u32) = (0, u32::MAX);
 
