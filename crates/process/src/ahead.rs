@@ -133,7 +133,7 @@ impl<H: Host> Engine<H> {
 
     /// One round; gives the bytes read.
     fn copy_once(&mut self, pid: HostPid) -> Result<u64, TraceError> {
-        let vmas = self.shared.normalize(self.roots.normalize(maps::read(pid)?));
+        let vmas = self.shared.normalize(&self.roots, maps::read(pid)?);
         let Some(live) = self.live.get_mut(&pid) else {
             return Ok(0);
         };

@@ -53,7 +53,14 @@ impl<H: Host> Stopped<'_, H> {
         let Engine { host, ipc, .. } = &mut *self.engine;
         ipc.capture_named(&mut objects, host.first_id())?;
         let previous: Option<&Tables> = previous.map(|image| &image.descriptors);
-        let descriptors = self.capture_descriptors(descriptors, previous)?;
+        let mut descriptors = self.capture_descriptors(descriptors, previous)?;
+        let Engine {
+            shared: names, roots, ..
+        } = &*self.engine;
+        descriptors.note_mapped(|numbers| {
+            let key = names.name(roots, numbers);
+            shared.iter().any(|image| image.key == key).then_some(key)
+        });
         self.report.add("descriptors", start.elapsed());
         Ok(Image {
             processes,

@@ -5,6 +5,7 @@
 //! ```
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -21,7 +22,7 @@ use crate::memory::page_store::PageStore;
 use crate::memory::page_tree::PageTree;
 use crate::memory::roots::Roots;
 use crate::memory::track::{Run, Tracker};
-use crate::shared::SharedMemory;
+use crate::shared::{Key, SharedMemory};
 use crate::stop::{self, Process, StopError, Tree};
 use crate::survey::{self, Refusal, SurveyError};
 use crate::task;
@@ -188,8 +189,7 @@ impl<H: Host> Engine<H> {
 
     /// Finds out what was written in a process since it was last seen.
     pub(crate) fn scan(&mut self, process: &mut Process) -> Result<Scanned, TraceError> {
-        let vmas = self.roots.normalize(process.take_maps()?);
-        let vmas = self.shared.normalize(vmas);
+        let vmas = self.shared.normalize(&self.roots, process.take_maps()?);
         self.live(process)?.tracker.register(&vmas)?;
         // The first look injects a call, whose memory must not be taken for the program's.
         let scratch = process.injector().0.scratch_range();
@@ -227,8 +227,13 @@ impl<H: Host> Engine<H> {
         Ok(())
     }
 
-    /// What descriptors are restored from. `terminals` are those that had to be made before.
-    pub(crate) fn environment<'a>(&'a self, terminals: &'a Terminals) -> Environment<'a> {
+    /// What descriptors are restored from. `terminals` are those that had to be made before, `mapped` the files of
+    /// what processes map.
+    pub(crate) fn environment<'a>(
+        &'a self,
+        terminals: &'a Terminals,
+        mapped: &'a HashMap<Key, File>,
+    ) -> Environment<'a> {
         Environment {
             root: self.host.root(),
             first_id: self.host.first_id(),
@@ -237,6 +242,7 @@ impl<H: Host> Engine<H> {
             externals: &self.externals,
             contents: &*self.contents,
             terminals,
+            mapped,
         }
     }
 

@@ -38,7 +38,7 @@ pub struct Sources<'a> {
 impl Sources<'_> {
     /// The mappings with their files named as in an image.
     pub fn normalize(&self, vmas: Vec<Vma>) -> Vec<Vma> {
-        self.shared.normalize(self.roots.normalize(vmas))
+        self.shared.normalize(self.roots, vmas)
     }
 }
 

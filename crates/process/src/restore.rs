@@ -22,7 +22,7 @@ use crate::memory::PAGE;
 use crate::memory::maps::{self, Vma};
 use crate::memory::restore::{is_sealed, page_changes, seals_hold};
 use crate::plan::{self, Plan, PlanError, Present};
-use crate::shared::Key;
+use crate::shared::{Key, SharedMemory};
 use crate::stop::{Process, StopError, Tree};
 use crate::{create, credentials, idle, inject, job_control, layout, task, thread, zombie};
 
@@ -103,8 +103,9 @@ impl<H: Host> Stopped<'_, H> {
         let start = Instant::now();
         let first = self.engine.host.first_id();
         self.engine.ipc.restore(first, &mut self.tree, image)?;
-        let environment = self.engine.environment(&terminals);
+        let environment = self.engine.environment(&terminals, &files);
         descriptor::restore(&mut self.tree.processes, &image.descriptors, &environment)?;
+        SharedMemory::seal(&files, &image.shared)?;
         self.report.add("descriptors", start.elapsed());
         self.engine.forget_others(&self.tree);
         Ok(())
@@ -112,23 +113,21 @@ impl<H: Host> Stopped<'_, H> {
 
     /// Puts the content of shared memory back, before anybody is made to map it.
     fn restore_shared(&mut self, image: &Image) -> Result<HashMap<Key, File>, RestoreError> {
-        let Engine {
-            host,
-            roots,
-            shared,
-            ipc,
-            ..
-        } = &mut *self.engine;
+        let Engine { host, ipc, .. } = &mut *self.engine;
         let files = ipc.restore_segments(host.first_id(), &mut self.tree, image)?;
         let mut mapped = Vec::new();
         if !image.shared.is_empty() {
             for process in &self.tree.processes {
-                let vmas = shared.normalize(roots.normalize(maps::read(process.pid())?));
-                mapped.push((process.pid(), vmas));
+                mapped.push((process.pid(), maps::read(process.pid())?));
             }
         }
-        let mapped = mapped.iter().map(|(pid, vmas)| (*pid, vmas.as_slice()));
-        Ok(shared.restore(mapped, files, &image.shared)?)
+        let mut shared = std::mem::take(&mut self.engine.shared);
+        let (terminals, none) = (Terminals::new(), HashMap::new());
+        let environment = self.engine.environment(&terminals, &none);
+        let make = |key| Ok(descriptor::make_mapped(&image.descriptors, key, &environment)?.map(File::from));
+        let restored = shared.restore(&self.engine.roots, &mapped, files, &image.shared, make);
+        self.engine.shared = shared;
+        restored
     }
 
     fn plan(&mut self, image: &Image) -> Result<Plan, RestoreError> {
@@ -185,7 +184,7 @@ impl<H: Host> Stopped<'_, H> {
             let wanted = image.processes.iter().find(|wanted| wanted.pid == pid);
             found.push(match wanted {
                 Some(wanted) if now.iter().any(is_sealed) => {
-                    seals_hold(&shared.normalize(roots.normalize(now.to_vec())), &wanted.vmas)
+                    seals_hold(&shared.normalize(roots, now.to_vec()), &wanted.vmas)
                 }
                 _ => false,
             });

@@ -1,19 +1,22 @@
 //! Memory that several processes share without a file in the sandbox: shared anonymous mappings, memfds, System V
 //! shared memory, and mapped files whose name has been removed.
 //!
-//! Content is kept once per object, however many processes map it. An object that no live process maps any more is
+//! Content is kept once per object, however many processes map it. An object that no live process has any more is
 //! made again; from then on the new one stands for the old one (an *alias*), so that mappings compare equal. Anonymous
-//! memory and memfds are made as what they were, the others as memfds.
+//! memory and memfds are made as what they were; the others as memfds, unless a descriptor leads to them as well, which
+//! must lead to what is mapped again, and tells what that was.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
+use std::fs::Metadata;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::OnceLock;
 
-use rustix::fs::{FallocateFlags, MemfdFlags, SeekFrom, fallocate, ftruncate, memfd_create, seek};
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
+use rustix::fs::{fallocate, fcntl_add_seals, fcntl_get_seals, ftruncate, memfd_create, seek};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
@@ -23,7 +26,9 @@ use crate::memory::PAGE;
 use crate::memory::maps::{Backing, Kind, Vma};
 use crate::memory::page_store::{PageBytes, PageRef, PageStore};
 use crate::memory::page_tree::PageTree;
+use crate::memory::roots::Roots;
 use crate::procfs;
+use crate::restore::RestoreError;
 
 /// Names an object: device and inode numbers.
 pub type Key = ((u32, u32), u64);
@@ -37,6 +42,8 @@ pub struct SharedImage {
     pub name: String,
     /// Its size in bytes.
     pub size: u64,
+    /// What may not be done with it any more (`F_GET_SEALS`); 0 where there are no seals.
+    pub seals: u32,
     /// Its pages, by their offset.
     #[serde(skip)]
     pub pages: PageTree,
@@ -67,13 +74,24 @@ pub fn is_named_like_segment(vma: &Vma) -> bool {
 #[must_use]
 pub fn is_segment(vma: &Vma) -> bool {
     static DEVICE: OnceLock<Option<(u32, u32)>> = OnceLock::new();
-    let device = || memfd("device").and_then(|file| device_of(&file)).ok();
+    let device = || {
+        let file = memfd_create("device", MemfdFlags::CLOEXEC).map(File::from);
+        file.map_err(io::Error::from)
+            .and_then(|file| device_of(&file))
+            .ok()
+    };
     is_named_like_segment(vma) && key_of(vma).map(|key| key.0) == *DEVICE.get_or_init(device)
 }
 
 fn device_of(file: &File) -> io::Result<(u32, u32)> {
-    let device = file.metadata()?.dev();
-    Ok((rustix::fs::major(device), rustix::fs::minor(device)))
+    Ok(numbers(&file.metadata()?).0)
+}
+
+/// The numbers of a file, as they are now.
+fn numbers(metadata: &Metadata) -> Key {
+    let device = metadata.dev();
+    let device = (rustix::fs::major(device), rustix::fs::minor(device));
+    (device, metadata.ino())
 }
 
 /// What is behind a mapping, and how the kernel names it, if its content has to be kept here.
@@ -92,19 +110,22 @@ pub fn key_of(vma: &Vma) -> Option<Key> {
     object_of(vma).map(|(key, _)| key)
 }
 
+/// What is mapped that can stand for nothing any more is noted with, in place of its device.
+const USELESS: (u32, u32) = (u32::MAX, 1);
+
 /// What the engine knows of shared memory.
 #[derive(Default)]
 pub struct SharedMemory {
-    /// Objects made in place of others: the one that is there, and the one it stands for.
+    /// Objects made in place of others: the one that is there, by its numbers now, and the one it stands for.
     aliases: HashMap<Key, Key>,
     /// Content as last seen.
     seen: HashMap<Key, PageTree>,
 }
 
 impl SharedMemory {
-    /// Names objects by what they stand for.
+    /// Names objects by what they stand for, and files of the root by what they are through every mount of it.
     #[must_use]
-    pub fn normalize(&self, mut vmas: Vec<Vma>) -> Vec<Vma> {
+    pub fn normalize(&self, roots: &Roots, mut vmas: Vec<Vma>) -> Vec<Vma> {
         for vma in &mut vmas {
             if is_segment(vma)
                 && let Kind::Shared(backing) = &mut vma.kind
@@ -119,7 +140,14 @@ impl SharedMemory {
                 (backing.device, backing.inode) = *original;
             }
         }
-        vmas
+        roots.normalize(vmas)
+    }
+
+    /// The name of what has these numbers now.
+    #[must_use]
+    pub fn name(&self, roots: &Roots, (device, inode): Key) -> Key {
+        let alias = self.aliases.get(&(device, inode)).copied();
+        alias.unwrap_or_else(|| (roots.device(device, inode), inode))
     }
 
     /// Captures all objects that the processes map, and those in `others`.
@@ -149,6 +177,7 @@ impl SharedMemory {
                 let file = open_mapping(pid, vma, false).map_err(failed)?;
                 let before = self.seen.remove(&key).unwrap_or_default();
                 let size = file.metadata().map_err(failed)?.size();
+                let seals = seals_of(&file);
                 // A library that has been replaced: nobody writes into it any more.
                 let pages = if shared.contains(&key) || before.is_empty() {
                     read_pages(&file, &before, store, &mut stored).map_err(failed)?
@@ -161,6 +190,7 @@ impl SharedMemory {
                     key,
                     name,
                     size,
+                    seals,
                     pages,
                 });
             }
@@ -170,11 +200,12 @@ impl SharedMemory {
             let size = file.metadata().map_err(failed)?.size();
             let pages = read_pages(file, &before, store, &mut stored).map_err(failed)?;
             self.seen.insert(key, pages.clone());
-            let name = "/SYSV".to_owned();
+            let (name, seals) = ("/SYSV".to_owned(), seals_of(file));
             images.push(SharedImage {
                 key,
                 name,
                 size,
+                seals,
                 pages,
             });
         }
@@ -183,30 +214,36 @@ impl SharedMemory {
         Ok((images, stored))
     }
 
-    /// Makes the objects what they were; of some there are `files` already. Returns an open file for each, for processes that have to map it again.
-    pub fn restore<'a>(
+    /// Makes the objects what they were; of some there are `files` already. `mapped` are the mappings as they are,
+    /// and `make` makes an object that a descriptor leads to. Returns an open file for each, for processes that have
+    /// to map it again.
+    pub fn restore(
         &mut self,
-        processes: impl Iterator<Item = (HostPid, &'a [Vma])>,
+        roots: &Roots,
+        mapped: &[(HostPid, Vec<Vma>)],
         mut files: HashMap<Key, File>,
         images: &[SharedImage],
-    ) -> Result<HashMap<Key, File>, TraceError> {
-        for (pid, vmas) in processes {
-            for vma in vmas {
-                let Some(key) = key_of(vma) else { continue };
-                if !files.contains_key(&key) && images.iter().any(|image| image.key == key) {
-                    let failed = |source| procfs::failed(pid, "map_files", source);
-                    files.insert(key, open_mapping(pid, vma, true).map_err(failed)?);
-                }
-            }
-        }
+        make_known: impl Fn(Key) -> Result<Option<File>, RestoreError>,
+    ) -> Result<HashMap<Key, File>, RestoreError> {
+        // The numbers of what is gone may be given to others.
+        let there: HashSet<Key> = mapped
+            .iter()
+            .flat_map(|(_, vmas)| vmas)
+            .filter_map(key_of)
+            .collect();
+        self.aliases.retain(|made, _| there.contains(made));
+        self.find_mapped(roots, mapped, &mut files, images)?;
+        self.find_open(roots, mapped, &mut files, images)?;
         for image in images {
             let file = match files.entry(image.key) {
                 Entry::Occupied(there) => there.into_mut(),
                 Entry::Vacant(missing) => {
-                    let file = make(image).map_err(failed)?;
-                    let device = device_of(&file).map_err(failed)?;
-                    let inode = file.metadata().map_err(failed)?.ino();
-                    self.aliases.insert((device, inode), image.key);
+                    let file = match make_known(image.key)? {
+                        Some(file) => file,
+                        None => make(image).map_err(failed)?,
+                    };
+                    let metadata = file.metadata().map_err(failed)?;
+                    self.aliases.insert(numbers(&metadata), image.key);
                     missing.insert(file)
                 }
             };
@@ -215,6 +252,87 @@ impl SharedMemory {
         }
         Ok(files)
     }
+
+    /// Opens what is mapped already. What has seals that it must not have serves no longer.
+    fn find_mapped(
+        &mut self,
+        roots: &Roots,
+        mapped: &[(HostPid, Vec<Vma>)],
+        files: &mut HashMap<Key, File>,
+        images: &[SharedImage],
+    ) -> Result<(), TraceError> {
+        for (pid, vmas) in mapped {
+            for vma in vmas.iter().filter(|vma| !is_segment(vma)) {
+                let Some(numbers) = key_of(vma) else { continue };
+                let key = self.name(roots, numbers);
+                let image = images.iter().find(|image| image.key == key);
+                let Some(image) = image.filter(|_| !files.contains_key(&key)) else {
+                    continue;
+                };
+                let failed = |source| procfs::failed(*pid, "map_files", source);
+                let file = open_mapping(*pid, vma, true).map_err(failed)?;
+                if seals_of(&file) & !image.seals == 0 {
+                    files.insert(key, file);
+                } else {
+                    self.aliases.insert(numbers, (USELESS, numbers.1));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens what only descriptors lead to any more.
+    fn find_open(
+        &mut self,
+        roots: &Roots,
+        mapped: &[(HostPid, Vec<Vma>)],
+        files: &mut HashMap<Key, File>,
+        images: &[SharedImage],
+    ) -> Result<(), TraceError> {
+        for (pid, _) in mapped {
+            if images.iter().all(|image| files.contains_key(&image.key)) {
+                return Ok(());
+            }
+            let failed = |source| procfs::failed(*pid, "fd", source);
+            for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).map_err(failed)? {
+                let path = entry.map_err(failed)?.path();
+                let metadata = std::fs::metadata(&path).map_err(failed)?;
+                let key = self.name(roots, numbers(&metadata));
+                let image = images.iter().find(|image| image.key == key);
+                let Some(image) = image.filter(|_| metadata.nlink() == 0 && !files.contains_key(&key)) else {
+                    continue;
+                };
+                let file = File::options()
+                    .read(true)
+                    .write(true)
+                    .open(&path)
+                    .map_err(failed)?;
+                if seals_of(&file) & !image.seals == 0 {
+                    files.insert(key, file);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Seals what was sealed, once everybody maps it.
+    pub fn seal(files: &HashMap<Key, File>, images: &[SharedImage]) -> Result<(), TraceError> {
+        for image in images {
+            let Some(file) = files.get(&image.key) else {
+                continue;
+            };
+            let missing = SealFlags::from_bits_retain(image.seals & !seals_of(file));
+            if !missing.is_empty() {
+                fcntl_add_seals(file, missing).map_err(|errno| failed(errno.into()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The seals of a file; 0 if it is of a kind that has none.
+fn seals_of(file: &File) -> u32 {
+    fcntl_get_seals(file).map_or(0, |seals| seals.bits())
 }
 
 fn failed(source: io::Error) -> TraceError {
@@ -230,11 +348,12 @@ fn make(image: &SharedImage) -> io::Result<File> {
         return deltabox_sys::shared::anonymous(image.size as usize);
     }
     let name = name.strip_prefix("/memfd:").unwrap_or("shared");
-    memfd(name)
-}
-
-fn memfd(name: &str) -> io::Result<File> {
-    Ok(File::from(memfd_create(name, MemfdFlags::CLOEXEC)?))
+    let sealing = MemfdFlags::from_bits_retain(if image.seals == SealFlags::SEAL.bits() {
+        0
+    } else {
+        MemfdFlags::ALLOW_SEALING.bits()
+    });
+    Ok(File::from(memfd_create(name, MemfdFlags::CLOEXEC | sealing)?))
 }
 
 /// Opens what is behind a mapping, wherever its name may have gone.

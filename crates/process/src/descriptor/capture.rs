@@ -152,6 +152,7 @@ impl Capture<'_> {
             flags: live.flags,
             pos: live.pos,
             object: live.object,
+            mapped: None,
             owner: self.live.owner(position)?,
             locks: lock::of_description(&live.info),
             kind: self.kind(position, contents)?,

@@ -5,14 +5,17 @@
 //! already.
 
 use std::collections::HashMap;
+use std::fs::File;
 
 use super::class::{self, Class};
+use super::error::{Error, making};
 use super::external::Externals;
 use super::live::{Live, LiveDescription};
 use super::tables::{Description, Kind, ObjectKey, Tables};
 use super::{
     chardev, directory, epoll, eventfd, fifo, inotify, memfd, mqueue, pidfd, pty, regular, socket, timerfd,
 };
+use crate::shared::Key;
 
 /// Status flags that `fcntl(F_SETFL)` can change.
 pub(super) const SETTABLE: u32 =
@@ -25,23 +28,37 @@ pub(super) const ASYNC: u32 = libc::O_ASYNC as u32;
 const FIXED: u32 = (libc::O_ACCMODE | libc::O_PATH | libc::O_SYNC | libc::O_DSYNC) as u32;
 
 /// For each wanted description the live one to keep.
-pub(super) fn matching(wanted: &Tables, live: &Live, externals: &Externals) -> Vec<Option<usize>> {
+pub(super) fn matching(
+    wanted: &Tables,
+    live: &Live,
+    externals: &Externals,
+    mapped: &HashMap<Key, File>,
+) -> Result<Vec<Option<usize>>, Error> {
+    let mut objects = HashMap::new();
+    for (key, file) in mapped {
+        let attributes = rustix::fs::fstat(file).map_err(making("a file that is mapped"))?;
+        let (dev, ino) = (attributes.st_dev, attributes.st_ino);
+        objects.insert(*key, ObjectKey { dev, ino });
+    }
     let mut matching = Matching {
         wanted,
         live,
         externals,
+        mapped: objects,
         kept: vec![None; wanted.descriptions.len()],
         taken: vec![false; live.descriptions.len()],
     };
     matching.in_place();
     matching.elsewhere();
-    matching.kept
+    Ok(matching.kept)
 }
 
 struct Matching<'a> {
     wanted: &'a Tables,
     live: &'a Live,
     externals: &'a Externals,
+    /// What is mapped, as it is now.
+    mapped: HashMap<Key, ObjectKey>,
     kept: Vec<Option<usize>>,
     taken: Vec<bool>,
 }
@@ -72,7 +89,8 @@ impl Matching<'_> {
             if self.kept[wanted].is_some() {
                 continue;
             }
-            let object = self.wanted.descriptions[wanted].object;
+            let description = &self.wanted.descriptions[wanted];
+            let object = self.mapped_now(description).unwrap_or(description.object);
             // The device of an overlay mount changes with the mount, the inode does not: but what lies there has
             // to be opened again in that case anyway.
             for &found in by_object.get(&object).into_iter().flatten() {
@@ -109,8 +127,16 @@ impl Matching<'_> {
         self.same_object(description, live, found)
     }
 
+    /// What has to be behind a description of something that is mapped as well.
+    fn mapped_now(&self, description: &Description) -> Option<ObjectKey> {
+        description.mapped.and_then(|key| self.mapped.get(&key).copied())
+    }
+
     fn same_object(&self, description: &Description, live: &LiveDescription, found: usize) -> bool {
         let class = class::of(self.live, live);
+        if let Some(object) = self.mapped_now(description) {
+            return (class == Class::Memfd || class == Class::Regular) && live.object == object;
+        }
         match &description.kind {
             Kind::Path(place) => {
                 class == Class::Path && place.fits(self.live, live.mount, live.object, live.links)

@@ -94,6 +94,21 @@ pub(super) fn restore(wanted: &State, file: BorrowedFd<'_>, contents: &dyn Conte
             .put_back(writable.as_fd(), wanted.content)
             .map_err(making(what()))?;
     }
+    set_mode(wanted, file)?;
+    seal(wanted, file)
+}
+
+fn set_mode(wanted: &State, file: BorrowedFd<'_>) -> Result<(), Error> {
+    let what = || format!("memfd {}", String::from_utf8_lossy(&wanted.name));
+    let now = rustix::fs::fstat(file).map_err(making(what()))?;
+    if now.st_mode & 0o7777 != wanted.mode {
+        rustix::fs::fchmod(file, Mode::from_raw_mode(wanted.mode)).map_err(making(what()))?;
+    }
+    Ok(())
+}
+
+fn seal(wanted: &State, file: BorrowedFd<'_>) -> Result<(), Error> {
+    let what = || format!("memfd {}", String::from_utf8_lossy(&wanted.name));
     let now = fcntl_get_seals(file).map_err(making(what()))?;
     let missing = SealFlags::from_bits_retain(wanted.seals & !now.bits());
     if !missing.is_empty() {
@@ -103,17 +118,24 @@ pub(super) fn restore(wanted: &State, file: BorrowedFd<'_>, contents: &dyn Conte
     Ok(())
 }
 
-pub(super) fn make(wanted: &State, flags: u32, contents: &dyn Contents) -> Result<OwnedFd, Error> {
+/// Makes one that can be written to still.
+pub(super) fn make_unsealed(wanted: &State, contents: &dyn Contents) -> Result<OwnedFd, Error> {
     let what = || format!("memfd {}", String::from_utf8_lossy(&wanted.name));
     let mut kind = MemfdFlags::CLOEXEC;
-    if wanted.seals & SealFlags::SEAL.bits() == 0 || wanted.seals != SealFlags::SEAL.bits() {
+    if wanted.seals != SealFlags::SEAL.bits() {
         kind |= MemfdFlags::ALLOW_SEALING;
     }
     let file = memfd_create(wanted.name.as_slice(), kind).map_err(making(what()))?;
     contents
         .put_back(file.as_fd(), wanted.content)
         .map_err(making(what()))?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(wanted.mode)).map_err(making(what()))?;
+    set_mode(wanted, file.as_fd())?;
+    Ok(file)
+}
+
+pub(super) fn make(wanted: &State, flags: u32, contents: &dyn Contents) -> Result<OwnedFd, Error> {
+    let what = || format!("memfd {}", String::from_utf8_lossy(&wanted.name));
+    let file = make_unsealed(wanted, contents)?;
     // A memfd is made for reading and writing; a description of another kind was opened through /proc.
     let usual = (libc::O_RDWR | 0o100_000) as u32;
     let fd = if flags == usual {
@@ -122,10 +144,6 @@ pub(super) fn make(wanted: &State, flags: u32, contents: &dyn Contents) -> Resul
         reopen(file.as_fd(), flags).map_err(Into::into)
     };
     let fd = fd.map_err(making(what()))?;
-    let now = fcntl_get_seals(&file).map_err(making(what()))?;
-    let missing = SealFlags::from_bits_retain(wanted.seals & !now.bits());
-    if !missing.is_empty() {
-        fcntl_add_seals(&file, missing).map_err(making(what()))?;
-    }
+    seal(wanted, file.as_fd())?;
     Ok(fd)
 }

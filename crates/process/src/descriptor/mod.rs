@@ -69,6 +69,7 @@ pub use error::{Error, Refusal};
 pub use external::{ExternalId, Externals};
 pub use live::{Live, Member};
 pub use place::Place;
+pub(crate) use restore::make_mapped;
 pub use restore::{Environment, Report, restore};
 pub(crate) use session::terminal;
 pub use tables::{ContentId, Description, Kind, ObjectKey, Owner, Slot, Table, Tables};

@@ -7,6 +7,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{Gid, Mode, OFlags, Timespec, Timestamps, Uid};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::contents::Contents;
@@ -15,6 +16,7 @@ use super::live::{Changed, Live, LiveDescription};
 use super::place::{Place, reopen};
 use super::restore::Environment;
 use super::tables::{ContentId, Kind, Tables};
+use crate::ids::FirstId;
 
 /// A regular file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -157,10 +159,7 @@ fn anonymous(
     }
     let file = rustix::fs::openat(environment.root, ".", flags, Mode::from_raw_mode(0o600))?;
     environment.contents.put_back(file.as_fd(), content)?;
-    let owner = Uid::from_raw(environment.first_id.outside(attributes.owner.0));
-    let group = Gid::from_raw(environment.first_id.outside(attributes.owner.1));
-    rustix::fs::fchown(&file, Some(owner), Some(group))?;
-    rustix::fs::fchmod(&file, Mode::from_raw_mode(attributes.mode))?;
+    set_attributes(file.as_fd(), attributes, environment.first_id)?;
     let (seconds, nanoseconds) = attributes.changed.mtime;
     let time = Timespec {
         tv_sec: seconds,
@@ -174,4 +173,23 @@ fn anonymous(
         },
     )?;
     Ok(file)
+}
+
+fn set_attributes(file: BorrowedFd<'_>, attributes: &Attributes, first: FirstId) -> Result<(), Errno> {
+    let owner = Uid::from_raw(first.outside(attributes.owner.0));
+    let group = Gid::from_raw(first.outside(attributes.owner.1));
+    rustix::fs::fchown(file, Some(owner), Some(group))?;
+    rustix::fs::fchmod(file, Mode::from_raw_mode(attributes.mode))
+}
+
+/// Whose file it is and who may use it, of one that stays because it is mapped: its content is restored there.
+pub(super) fn restore(
+    wanted: &State,
+    file: BorrowedFd<'_>,
+    environment: &Environment<'_>,
+) -> Result<(), Error> {
+    let Some(attributes) = wanted.attributes else {
+        return Ok(());
+    };
+    set_attributes(file, &attributes, environment.first_id).map_err(making(wanted.place.show()))
 }

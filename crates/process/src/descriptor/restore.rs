@@ -2,6 +2,7 @@
 //! missing is made by our side and installed.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{OFlags, SeekFrom, fcntl_setfl};
@@ -23,6 +24,7 @@ use super::{
 use super::{socket, timerfd};
 use crate::ids::FirstId;
 use crate::ipc::Namespace;
+use crate::shared::Key;
 use crate::stop::Process;
 
 /// What restoring descriptors needs besides the processes.
@@ -39,6 +41,26 @@ pub struct Environment<'a> {
     pub contents: &'a dyn Contents,
     /// Those that had to be there before.
     pub terminals: &'a Terminals,
+    /// Files that processes map, as what descriptions are noted with that lead to them.
+    pub mapped: &'a HashMap<Key, File>,
+}
+
+/// Makes the file without a name that is also mapped as `key`, if there is a description of it. Its seals come later:
+/// they might be in the way of mapping it.
+pub(crate) fn make_mapped(
+    wanted: &Tables,
+    key: Key,
+    environment: &Environment<'_>,
+) -> Result<Option<OwnedFd>, Error> {
+    let mut of_it = wanted.descriptions.iter().filter(|d| d.mapped == Some(key));
+    of_it
+        .next()
+        .map(|description| match &description.kind {
+            Kind::Memfd(state) => memfd::make_unsealed(state, environment.contents).map(Some),
+            Kind::Regular(state) => regular::make(state, libc::O_RDWR as u32, environment).map(Some),
+            _ => Ok(None),
+        })
+        .unwrap_or(Ok(None))
 }
 
 /// What a restore did, for the phases' report and for tests.
@@ -88,7 +110,7 @@ pub fn restore(
             });
         }
     }
-    let kept = matching(wanted, &live, environment.externals);
+    let kept = matching(wanted, &live, environment.externals, environment.mapped)?;
     let made = wanted.descriptions.iter().map(|_| None).collect();
     let mut restore = Restore {
         live: &live,
@@ -215,6 +237,14 @@ impl Restore<'_> {
                 continue;
             }
             let description = &self.wanted.descriptions[position];
+            if let Some(file) = description
+                .mapped
+                .and_then(|key| self.environment.mapped.get(&key))
+            {
+                let again = reopen(file.as_fd(), description.flags);
+                self.made[position] = Some(again.map_err(making(self.show(position)))?);
+                continue;
+            }
             if let Some(&first) = nameless.get(&description.object) {
                 let again = reopen(self.object(first)?, description.flags);
                 self.made[position] = Some(again.map_err(making(self.show(position)))?);
@@ -324,6 +354,9 @@ impl Restore<'_> {
                 signalfd::restore(state, self.live.pull(live)?)?;
             }
             Kind::Memfd(state) => memfd::restore(state, self.live.pull(live)?, self.environment.contents)?,
+            Kind::Regular(state) if wanted.mapped.is_some() => {
+                regular::restore(state, self.live.pull(live)?, self.environment)?
+            }
             Kind::Mqueue(state) => mqueue::restore(state, self.live, live)?,
             _ => {}
         }
@@ -499,10 +532,8 @@ impl Restore<'_> {
 /// What no other description can be opened of than by way of one that is there.
 fn is_nameless(kind: &Kind) -> bool {
     match kind {
-        Kind::Memfd(_) => true,
-        Kind::Regular(state) => state.content.is_some(),
         Kind::Mqueue(state) => state.nameless.is_some(),
-        _ => false,
+        _ => kind.is_nameless_file(),
     }
 }
 

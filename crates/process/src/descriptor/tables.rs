@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::InsidePid;
+use crate::shared::Key;
 
 use super::{
     chardev, directory, epoll, eventfd, external::ExternalId, fifo, inotify, lock, memfd, mqueue, netlink,
@@ -61,6 +62,8 @@ pub struct Description {
     pub pos: i64,
     /// The object it led to, as far as the kernel tells objects apart by inode.
     pub object: ObjectKey,
+    /// The object it led to is also mapped: what it is called there, where its content is kept.
+    pub mapped: Option<Key>,
     /// Who gets signals, when asynchronous mode is on or the object is a socket with an owner.
     pub owner: Option<Owner>,
     /// Locks that belong to this description: flock and open-file-description locks.
@@ -113,7 +116,27 @@ pub enum Kind {
     External(ExternalId),
 }
 
+impl Kind {
+    /// A file that has no name, or none any more.
+    pub(super) fn is_nameless_file(&self) -> bool {
+        match self {
+            Kind::Memfd(_) => true,
+            Kind::Regular(state) => state.content.is_some(),
+            _ => false,
+        }
+    }
+}
+
 impl Tables {
+    /// Notes which files without a name are mapped as well. `name` gives what an object is called there, by its numbers.
+    pub(crate) fn note_mapped(&mut self, name: impl Fn(Key) -> Option<Key>) {
+        for description in self.descriptions.iter_mut().filter(|d| d.kind.is_nameless_file()) {
+            let ObjectKey { dev, ino } = description.object;
+            let device = (rustix::fs::major(dev), rustix::fs::minor(dev));
+            description.mapped = name((device, ino));
+        }
+    }
+
     /// Every content these tables refer to: what a store must keep while they are kept.
     pub fn contents(&self) -> impl Iterator<Item = ContentId> + '_ {
         self.descriptions.iter().filter_map(|d| match &d.kind {

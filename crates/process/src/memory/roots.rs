@@ -46,13 +46,21 @@ impl Roots {
             let (Kind::PrivateFile(backing) | Kind::Shared(backing)) = &mut vma.kind else {
                 continue;
             };
-            if backing.inode & XINO_BITS != 0 && self.known.contains(&backing.device) {
-                backing.device = BASE;
-            } else if backing.device == self.current {
-                backing.device = LAYER;
-            }
+            backing.device = self.device(backing.device, backing.inode);
         }
         vmas
+    }
+
+    /// The same for one file: what it is noted with in place of its device.
+    #[must_use]
+    pub fn device(&self, device: (u32, u32), inode: u64) -> (u32, u32) {
+        if inode & XINO_BITS != 0 && self.known.contains(&device) {
+            BASE
+        } else if device == self.current {
+            LAYER
+        } else {
+            device
+        }
     }
 }
 

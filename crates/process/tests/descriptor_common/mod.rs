@@ -206,6 +206,7 @@ impl Target {
             externals: &self.externals,
             contents: &self.contents,
             terminals: &Terminals::new(),
+            mapped: &std::collections::HashMap::new(),
         };
         let report = descriptor::restore(&mut tree.processes, wanted, &environment);
         tree.resume().unwrap();

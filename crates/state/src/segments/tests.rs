@@ -11,6 +11,7 @@ fn state(pages: PageTree) -> SavedState {
         key: ((1, 2), 3),
         name: "/dev/zero (deleted)".into(),
         size: 1 << 20,
+        seals: 0,
         pages,
     };
     SavedState {
