@@ -1,7 +1,7 @@
 //! Where in the store's filesystem the files of a state are: what states share, and what goes with them.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -30,6 +30,12 @@ enum Piece {
     Snapshot(VolumeId),
 }
 
+/// Where the files of one tree are.
+type Files = HashMap<Version, Vec<Range<u64>>>;
+
+/// A file with what it held at some time: inode number, time of the last change, size on disk.
+type Version = (u64, (i64, i64), u64);
+
 /// What has been found out so far.
 #[derive(Debug, Default)]
 pub(crate) struct Places(Mutex<Known>);
@@ -37,6 +43,8 @@ pub(crate) struct Places(Mutex<Known>);
 #[derive(Debug, Default)]
 struct Known {
     pieces: HashMap<Piece, Arc<Vec<Range<u64>>>>,
+    /// Files of the snapshot looked at last: most of another one's are the same.
+    recent: Files,
     /// Addresses given out from [`SOMEWHERE`] on.
     given: u64,
 }
@@ -81,8 +89,15 @@ impl Store {
             return Ok(Arc::clone(places));
         }
         let mut walk = Walk::default();
+        let snapshot = matches!(piece, Piece::Snapshot(_));
+        if snapshot {
+            walk.recent = std::mem::take(&mut known().recent);
+        }
         walk.directory(path)?;
         let mut known = known();
+        if snapshot {
+            known.recent = walk.files;
+        }
         if walk.elsewhere > 0 {
             let start = SOMEWHERE + known.given;
             known.given += walk.elsewhere;
@@ -115,6 +130,9 @@ struct Walk {
     elsewhere: u64,
     /// Files of several names that have been seen.
     linked: HashSet<u64>,
+    files: Files,
+    /// Files of a similar tree.
+    recent: Files,
 }
 
 impl Walk {
@@ -128,23 +146,36 @@ impl Walk {
                 && metadata.blocks() > 0
                 && (metadata.nlink() == 1 || self.linked.insert(metadata.ino()))
             {
-                self.file(&entry.path(), metadata.blocks() * 512)?;
+                self.file(&entry.path(), &metadata)?;
             }
         }
         Ok(())
     }
 
-    fn file(&mut self, path: &PathBuf, bytes: u64) -> Result<()> {
+    fn file(&mut self, path: &Path, metadata: &Metadata) -> Result<()> {
+        let changed = (metadata.ctime(), metadata.ctime_nsec());
+        let version = (metadata.ino(), changed, metadata.blocks());
+        let places = match self.recent.remove(&version) {
+            Some(places) => places,
+            None => self.look(path, metadata)?,
+        };
+        self.places.extend_from_slice(&places);
+        self.files.insert(version, places);
+        Ok(())
+    }
+
+    fn look(&mut self, path: &Path, metadata: &Metadata) -> Result<Vec<Range<u64>>> {
         let file = OpenOptions::new()
             .read(true)
             .custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32)
             .open(path)
             .doing("opening", path)?;
         match extents::extents(file.as_fd()) {
-            Ok(places) => self.places.extend(places),
-            Err(error) if matches!(error.kind(), io::ErrorKind::Unsupported) => self.elsewhere += bytes,
-            Err(error) => return Err(error).doing("asking for the place of", path),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                self.elsewhere += metadata.blocks() * 512;
+                Ok(Vec::new())
+            }
+            places => places.doing("asking for the place of", path),
         }
-        Ok(())
     }
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use deltabox_api::Retention;
 use deltabox_layers::{Store, Top};
 
-use crate::catalog::{Catalog, Change, CheckpointRecord, Edit, SandboxRecord};
+use crate::catalog::{Catalog, Change, CheckpointRecord, Edit, SandboxRecord, changed};
 use crate::contents::Contents;
 use crate::engine::Kept;
 use crate::error::{Error, Result};
@@ -115,14 +115,7 @@ pub(crate) struct Pending {
 
 impl Pending {
     fn add(&mut self, new: Pending) {
-        for change in &new.changes {
-            let nodes = std::mem::take(&mut self.checkpoints).into_iter();
-            let changed = nodes.filter_map(|node| match node.id == change.checkpoint {
-                true => change.apply(node),
-                false => Some(node),
-            });
-            self.checkpoints = changed.collect();
-        }
+        self.checkpoints = changed(std::mem::take(&mut self.checkpoints), &new.changes);
         self.checkpoints.extend(new.checkpoints);
         self.sandbox = new.sandbox;
         self.changes.extend(new.changes);
@@ -332,23 +325,23 @@ impl Worker {
                 .clone()
                 .and_then(|()| self.save(&id, checkpoints))
                 .and_then(|()| self.means.catalog.put(sandbox, checkpoints, changes));
-            let mut changed = result.clone();
+            let mut recorded = result.clone();
             if let Err(error) = &result {
                 tracing::error!(sandbox = %sandbox.name, %error, "checkpoints could not be made durable");
                 // What takes space can be removed even where there is none.
                 if !changes.is_empty() {
-                    changed = self.means.catalog.put(sandbox, &[], changes);
+                    recorded = self.means.catalog.put(sandbox, &[], changes);
                 }
             }
             let (done, checkpoints) = (std::mem::take(done), std::mem::take(checkpoints));
             handle.submit(move |sandbox| sandbox.made_durable(&checkpoints, &result));
-            match &changed {
+            match &recorded {
                 Ok(()) => removed |= self.forget(&id, std::mem::take(changes)),
                 // Tried again with whatever comes next.
                 Err(_) if !changes.is_empty() => drop(self.pending.insert(id, pending)),
                 Err(_) => {}
             }
-            done.into_iter().for_each(|reply| reply(changed.clone()));
+            done.into_iter().for_each(|reply| reply(recorded.clone()));
         }
         removed
     }

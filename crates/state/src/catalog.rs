@@ -129,6 +129,21 @@ impl Change {
     }
 }
 
+/// What changes leave of checkpoints that are still to be written.
+pub(crate) fn changed(nodes: Vec<CheckpointRecord>, changes: &[Change]) -> Vec<CheckpointRecord> {
+    let mut nodes = nodes;
+    for change in changes {
+        let left = nodes
+            .into_iter()
+            .filter_map(|node| match node.id == change.checkpoint {
+                true => change.apply(node),
+                false => Some(node),
+            });
+        nodes = left.collect();
+    }
+    nodes
+}
+
 /// The open catalog; shared by all threads, one writer at a time.
 pub(crate) struct Catalog {
     database: Database,
@@ -250,5 +265,92 @@ impl Catalog {
                 .map_err(failed)?;
         }
         write.commit().map_err(failed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sandbox(current: &str) -> SandboxRecord {
+        let text = format!(
+            r#"{{"id":"s","name":"box","root":{{"type":"host"}},"base":[],"created_unix":1,"current":"{current}"}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn node(id: &str, parent: Option<&str>, sequence: u64) -> CheckpointRecord {
+        let parent = serde_json::to_string(&parent).unwrap();
+        let text = format!(
+            r#"{{"id":"{id}","parent":{parent},"label":null,"token":null,"created_unix_ms":1,
+                "sequence":{sequence},"frozen":{{"volume":1,"top":"base"}}}}"#
+        );
+        serde_json::from_str(&text).unwrap()
+    }
+
+    fn change(id: &str, sequence: u64, edit: Edit) -> Change {
+        Change {
+            checkpoint: id.into(),
+            sequence,
+            edit,
+        }
+    }
+
+    fn removal() -> Edit {
+        Edit::Remove {
+            frozen: node("a", None, 0).frozen,
+            contents: Vec::new(),
+        }
+    }
+
+    fn shape(nodes: &[CheckpointRecord]) -> Vec<(&str, Option<&str>, bool)> {
+        nodes
+            .iter()
+            .map(|node| {
+                let parent = node.parent.as_ref().map(CheckpointId::as_str);
+                (node.id.as_str(), parent, node.pinned)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn changes_are_made_in_order_to_what_is_written_and_to_what_is_not_yet() {
+        let directory = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(&directory.path().join("catalog")).unwrap();
+        let nodes = vec![
+            node("a", None, 0),
+            node("b", Some("a"), 1),
+            node("c", Some("b"), 2),
+        ];
+        let changes = [
+            change("c", 2, Edit::Parent(Some("a".into()))),
+            change("b", 1, removal()),
+            change("c", 2, Edit::Parent(None)),
+            change("a", 0, removal()),
+            change("c", 2, Edit::Pin(true)),
+            // Was never written.
+            change("d", 3, Edit::Pin(true)),
+        ];
+        let left = changed(nodes.clone(), &changes);
+        assert_eq!(shape(&left), [("c", None, true)]);
+        catalog.put(&sandbox("c"), &nodes, &changes[..2]).unwrap();
+        let (_, read) = catalog.load().unwrap().remove(0);
+        assert_eq!(shape(&read), [("a", None, false), ("c", Some("a"), false)]);
+        catalog.put(&sandbox("c"), &[], &changes[2..]).unwrap();
+        let (record, read) = catalog.load().unwrap().remove(0);
+        assert_eq!(shape(&read), [("c", None, true)]);
+        assert_eq!(record.current, Some("c".into()));
+    }
+
+    #[test]
+    fn where_the_current_one_was_never_written_it_is_the_last() {
+        let directory = tempfile::tempdir().unwrap();
+        let catalog = Catalog::open(&directory.path().join("catalog")).unwrap();
+        let nodes = [node("a", None, 0), node("b", Some("a"), 1)];
+        catalog.put(&sandbox("gone"), &nodes, &[]).unwrap();
+        assert_eq!(catalog.load().unwrap()[0].0.current, Some("b".into()));
+        let changes = [change("a", 0, removal()), change("b", 1, removal())];
+        catalog.put(&sandbox("gone"), &[], &changes).unwrap();
+        assert_eq!(catalog.load().unwrap()[0].0.current, None);
     }
 }

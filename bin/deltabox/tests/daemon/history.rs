@@ -170,6 +170,8 @@ fn what_only_a_removed_checkpoint_needed_goes() {
     let segments = home.path().join("segments");
     let (one, held) = (count(&segments), contents(&home));
     let volumes = || home.volumes();
+    let pages = || home.json(&["stats", "box"])["page_store_bytes"].as_u64().unwrap();
+    let memory = pages();
     let before = volumes();
     assert_eq!((one, held), (1, 1));
     // Another witness, whose pages and open file only this state has.
@@ -178,9 +180,11 @@ fn what_only_a_removed_checkpoint_needed_goes() {
     home.ok(&["checkpoint", "box", "--label", "two", "--wait", "durable"]);
     home.ok(&["rollback", "box", "one"]);
     assert_eq!((count(&segments), contents(&home)), (2, 2));
+    assert!(pages() > memory + 3_000_000);
     home.ok(&["rm", "box", "--checkpoint", "two"]);
     assert_eq!((count(&segments), contents(&home)), (1, 1));
     until("the snapshot is gone", || volumes() <= before);
+    until("the pages are gone", || pages() < memory + 500_000);
     remembers(&home, "box", "", "one");
 }
 
