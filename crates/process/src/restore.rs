@@ -164,12 +164,10 @@ impl<H: Host> Stopped<'_, H> {
 
     /// Whether a live process has the wanted controlling terminal, or can take it: only a leader can.
     fn terminal_fits(&self, process: &Process, wanted: &ProcessImage, image: &Image) -> bool {
-        let root = self.engine.host.root();
+        let from = source(self.engine, image);
         match (process.stat().terminal, wanted.terminal) {
             (now, then) if now == then => true,
-            (None, Some(then)) => {
-                wanted.session == wanted.pid || !terminals::can_be_had(then, &image.descriptors, root)
-            }
+            (None, Some(then)) => wanted.session == wanted.pid || !terminals::can_be_had(then, &from),
             _ => false,
         }
     }
@@ -217,21 +215,16 @@ impl<H: Host> Stopped<'_, H> {
         let Stopped { engine, tree, report } = self;
         let mut terminals = Terminals::new();
         for leader in leaders(image).filter(|leader| plan.keep.contains(&leader.pid)) {
-            give_terminal(&mut terminals, &engine.host, tree, leader, image)?;
+            give_terminal(&mut terminals, engine, tree, leader, image)?;
         }
         for birth in &plan.births {
             create::birth(&mut engine.host, tree, birth, image)?;
             if let Some(leader) = leaders(image).find(|leader| leader.pid == birth.pid) {
-                give_terminal(&mut terminals, &engine.host, tree, leader, image)?;
+                give_terminal(&mut terminals, engine, tree, leader, image)?;
             }
             report.created += 1;
         }
-        for wanted in image.processes.iter().filter(|wanted| wanted.terminal.is_none()) {
-            let process = tree.by_inside(wanted.pid);
-            if let Some(process) = process.filter(|process| process.stat().terminal.is_some()) {
-                terminals::drop_inherited(process)?;
-            }
-        }
+        take_terminals(&mut terminals, engine, tree, image)?;
         create::group_leaders(tree, image)?;
         for wanted in &plan.deaths {
             create::zombie(&mut engine.host, tree, wanted)?;
@@ -250,10 +243,18 @@ fn leaders(image: &Image) -> impl Iterator<Item = &ProcessImage> {
     all.filter(|process| process.session == process.pid)
 }
 
+fn source<'a, H: Host>(engine: &'a Engine<H>, image: &'a Image) -> terminals::Source<'a> {
+    terminals::Source {
+        tables: &image.descriptors,
+        root: engine.host.root(),
+        externals: &engine.externals,
+    }
+}
+
 /// Gives a leader the controlling terminal it had, unless it has it.
 fn give_terminal<H: Host>(
     terminals: &mut Terminals,
-    host: &H,
+    engine: &Engine<H>,
     tree: &mut Tree,
     leader: &ProcessImage,
     image: &Image,
@@ -261,9 +262,26 @@ fn give_terminal<H: Host>(
     let process = tree.by_inside(leader.pid);
     let process = process.filter(|process| process.stat().terminal != leader.terminal);
     if let (Some(process), Some(number)) = (process, leader.terminal)
-        && terminals.give(process, number, &image.descriptors, host.root())?
+        && terminals.give(process, number, &source(engine, image))?
     {
         process.refresh_stat()?;
+    }
+    Ok(())
+}
+
+/// Takes away what was inherited, once nobody inherits it any more, from those who had no terminal.
+fn take_terminals<H: Host>(
+    terminals: &mut Terminals,
+    engine: &Engine<H>,
+    tree: &mut Tree,
+    image: &Image,
+) -> Result<(), RestoreError> {
+    for wanted in image.processes.iter().filter(|wanted| wanted.terminal.is_none()) {
+        if let Some(process) = tree.by_inside(wanted.pid)
+            && let Some(number) = process.stat().terminal
+        {
+            terminals.take_away(process, number, &source(engine, image))?;
+        }
     }
     Ok(())
 }

@@ -7,10 +7,10 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use super::error::{Error, making};
+use super::external::Externals;
 use super::place::open_in_root;
 use super::tables::{Kind, Tables};
 use super::{borrow, pty, session};
-use crate::inject::Batch;
 use crate::stop::Process;
 
 /// Terminals that are there before the descriptors that lead to them. They have to live until those are restored: a
@@ -39,30 +39,36 @@ impl Terminals {
         &mut self,
         leader: &mut Process,
         number: u32,
-        tables: &Tables,
-        root: BorrowedFd<'_>,
+        from: &Source<'_>,
     ) -> Result<bool, Error> {
-        let Some(slave) = self.slave(number, tables, root)? else {
+        let Some(slave) = self.slave(number, from)? else {
             return Ok(false);
         };
         borrow::with_object(leader, slave, None, session::take)?;
         Ok(true)
     }
 
-    fn slave(
+    /// Has a process do without the terminal `number` that it inherited.
+    pub(crate) fn take_away(
         &mut self,
+        process: &mut Process,
         number: u32,
-        tables: &Tables,
-        root: BorrowedFd<'_>,
-    ) -> Result<Option<BorrowedFd<'_>>, Error> {
+        from: &Source<'_>,
+    ) -> Result<(), Error> {
+        match self.slave(number, from)? {
+            Some(slave) => borrow::with_object(process, slave, None, leave),
+            None => Ok(()),
+        }
+    }
+
+    fn slave(&mut self, number: u32, from: &Source<'_>) -> Result<Option<BorrowedFd<'_>>, Error> {
         if !self.slaves.contains_key(&number) {
             let what = || making(format!("terminal {number}"));
-            let path = pty::path_of(number);
             let flags = (libc::O_RDWR | libc::O_NOCTTY) as u32;
-            let slave = if open_in_root(root, &path, libc::O_PATH as u32).is_ok() {
-                open_in_root(root, &path, flags).map_err(what())?
-            } else if has_master(tables, number) {
-                let master = pty::make_master(root, number)?;
+            let slave = if from.has_path(number) {
+                open_in_root(from.root, &pty::path_of(number), flags).map_err(what())?
+            } else if from.has_master(number) {
+                let master = pty::make_master(from.root, number)?;
                 let slave = pty::open_peer(master.as_fd(), flags).map_err(making("a terminal"))?;
                 self.masters.insert(number, master);
                 slave
@@ -75,39 +81,49 @@ impl Terminals {
     }
 }
 
-fn has_master(tables: &Tables, number: u32) -> bool {
-    tables.descriptions.iter().any(|description| {
-        matches!(description.kind, Kind::PtyMaster(end)
-            if tables.ptys[end.pty as usize].identity.number == number)
-    })
-}
-
 /// Whether a process whose controlling terminal was `number` can have it again: the terminal is part of the state, or
 /// its caller has not hung up.
-pub(crate) fn can_be_had(number: u32, tables: &Tables, root: BorrowedFd<'_>) -> bool {
-    has_master(tables, number) || open_in_root(root, &pty::path_of(number), libc::O_PATH as u32).is_ok()
+pub(crate) fn can_be_had(number: u32, from: &Source<'_>) -> bool {
+    from.has_master(number) || from.has_path(number)
 }
 
-/// Has a process that inherited a controlling terminal do without.
-pub(crate) fn drop_inherited(process: &mut Process) -> Result<(), Error> {
-    let pid = process.inside();
-    let failed = move |source: rustix::io::Errno| Error::Act {
-        process: pid,
+/// Where terminals come from.
+pub(crate) struct Source<'a> {
+    /// The wanted ones.
+    pub tables: &'a Tables,
+    /// The sandbox's root.
+    pub root: BorrowedFd<'a>,
+    /// Those of callers.
+    pub externals: &'a Externals,
+}
+
+impl Source<'_> {
+    fn has_master(&self, number: u32) -> bool {
+        self.tables.descriptions.iter().any(|description| {
+            matches!(description.kind, Kind::PtyMaster(end)
+                if self.tables.ptys[end.pty as usize].identity.number == number)
+        })
+    }
+
+    /// Whether the terminal is there. The number of a caller's that is gone may be another's by now.
+    fn has_path(&self, number: u32) -> bool {
+        let mut of_it = self
+            .tables
+            .ptys
+            .iter()
+            .filter(|pty| pty.identity.number == number);
+        let replaced = of_it.any(|pty| pty.external.is_some_and(|id| self.externals.end(id).is_some()));
+        !replaced && open_in_root(self.root, &pty::path_of(number), libc::O_PATH as u32).is_ok()
+    }
+}
+
+/// Gives the controlling terminal up, which is one of these.
+fn leave(process: &mut Process, terminal: i32) -> Result<(), Error> {
+    let args = [borrow::number(terminal), libc::TIOCNOTTY.into()];
+    let left = process.call(libc::SYS_ioctl, &args)?;
+    left.map(drop).map_err(|source| Error::Act {
+        process: process.inside(),
         what: "give its controlling terminal up",
         source: source.into(),
-    };
-    let mut batch = Batch::new();
-    let path = batch.input_str(b"/dev/tty");
-    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
-    let open = batch.call(
-        libc::SYS_openat,
-        &[libc::AT_FDCWD.into(), path.into(), flags.into()],
-    );
-    process.run(&mut batch)?;
-    let terminal = batch.result(open).map_err(failed)?;
-    let mut batch = Batch::new();
-    let give_up = batch.call(libc::SYS_ioctl, &[terminal.into(), libc::TIOCNOTTY.into()]);
-    batch.call(libc::SYS_close, &[terminal.into()]);
-    process.run(&mut batch)?;
-    batch.result(give_up).map_err(failed).map(drop)
+    })
 }
