@@ -44,6 +44,17 @@ pub fn birth<H: Host + ?Sized>(
             let flags = libc::CLONE_VM | libc::CLONE_PARENT;
             from_process(host, tree, sibling, birth.pid, flags, wanted)?
         }
+        By::Orphan(member) => {
+            let between = unused_pid(tree, image);
+            let parent = from_process(host, tree, member, between, libc::CLONE_VM | libc::SIGCHLD, None)?;
+            tree.processes.push(parent);
+            let process = from_process(host, tree, between, birth.pid, libc::CLONE_VM, wanted)?;
+            if let Some(parent) = tree.by_inside(between) {
+                clear_common(parent)?;
+            }
+            remove(tree, between)?;
+            process
+        }
     };
     if birth.leads_session {
         must(&mut process, libc::SYS_setsid, &[], "setsid")?;
@@ -56,6 +67,26 @@ pub fn birth<H: Host + ?Sized>(
     process.refresh()?;
     tree.processes.push(process);
     Ok(())
+}
+
+/// An id that nobody has and nobody is to have.
+fn unused_pid(tree: &Tree, image: &Image) -> InsidePid {
+    let now = tree.processes.iter().flat_map(|process| &process.threads);
+    let wanted = image.processes.iter().flat_map(|process| &process.threads);
+    let all = now
+        .map(|thread| thread.inside)
+        .chain(wanted.map(|thread| thread.tid))
+        .chain(image.zombies.iter().map(|zombie| zombie.pid));
+    InsidePid(all.map(|pid| pid.0).max().unwrap_or(1) + 1)
+}
+
+/// Removes injected memory that is its maker's as well, who must not be left with it.
+fn clear_common(process: &mut Process) -> Result<(), TraceError> {
+    let (injector, threads) = process.injector();
+    match threads.first_mut() {
+        Some(thread) => injector.clear(&mut thread.tracee),
+        None => Ok(()),
+    }
 }
 
 /// What a child has to be forked with that cannot be had with `execve`.
@@ -239,11 +270,7 @@ pub fn zombie<H: Host + ?Sized>(
     let name = batch.input(&name);
     batch.call(libc::SYS_prctl, &[libc::PR_SET_NAME.into(), name.into()]);
     process.run(&mut batch)?;
-    // The scratch memory is the parent's as well, who must not be left with it.
-    let (injector, threads) = process.injector();
-    if let Some(thread) = threads.first_mut() {
-        injector.clear(&mut thread.tracee)?;
-    }
+    clear_common(&mut process)?;
     process.end(image.status)?;
     Ok(())
 }
@@ -341,10 +368,7 @@ pub fn group_members<H: Host + ?Sized>(
             let tracee = process.clone_task(host, wanted.group, libc::CLONE_VM | libc::SIGCHLD)?;
             let mut leader = Process::adopt(tracee.tid(), tracee)?;
             must(&mut leader, libc::SYS_setpgid, &[0.into(), 0.into()], "setpgid")?;
-            let (injector, threads) = leader.injector();
-            if let Some(thread) = threads.first_mut() {
-                injector.clear(&mut thread.tracee)?;
-            }
+            clear_common(&mut leader)?;
             tree.processes.push(leader);
             temporary.push(wanted.group);
             let process = tree.by_inside(wanted.pid).ok_or(RestoreError::NoParent {

@@ -35,6 +35,8 @@ pub enum By {
     Parent(InsidePid),
     /// A child of init clones it as its own sibling (`CLONE_PARENT`): an orphan in the session of that process.
     Sibling(InsidePid),
+    /// A member of its session, which is not a child of init, clones a process that clones it and ends.
+    Orphan(InsidePid),
 }
 
 /// One process to be made.
@@ -100,12 +102,22 @@ pub fn plan(present: &[Present], zombies: &[ZombieImage], image: &Image) -> Resu
             .filter(|pid| !kept.contains(pid)),
     );
     let mut sessions = Sessions::new(image, &kept);
-    for wanted in image
-        .processes
-        .iter()
-        .filter(|wanted| !kept.contains(&wanted.pid))
-    {
-        sessions.birth(wanted, &mut plan.births)?;
+    let mut waiting: Vec<&ProcessImage> = image.processes.iter().map(|wanted| &**wanted).collect();
+    waiting.retain(|wanted| !kept.contains(&wanted.pid));
+    while !waiting.is_empty() {
+        let mut later = Vec::new();
+        let before = waiting.len();
+        for wanted in waiting {
+            if sessions.are_ready_for(wanted, image) {
+                sessions.birth(wanted, &mut plan.births)?;
+            } else {
+                later.push(wanted);
+            }
+        }
+        if later.len() == before {
+            return Err(sessions.impossible(later[0]));
+        }
+        waiting = later;
     }
     plan_zombies(zombies, image, &kept, &mut plan);
     Ok(plan)
@@ -196,20 +208,39 @@ impl Sessions {
         }
     }
 
+    /// Whether everybody is there who has a part in making the process: its parent, or a member of its session if
+    /// that has a leader.
+    fn are_ready_for(&self, wanted: &ProcessImage, image: &Image) -> bool {
+        if !is_init(wanted.parent) {
+            return self.members.iter().any(|member| member.0 == wanted.parent);
+        }
+        let is_led = image.processes.iter().any(|other| other.pid == wanted.session);
+        wanted.session == wanted.pid
+            || !is_led
+            || self.members.iter().any(|member| member.1 == wanted.session)
+    }
+
+    fn impossible(&self, wanted: &ProcessImage) -> PlanError {
+        PlanError::ForeignSession {
+            pid: wanted.pid,
+            session: wanted.session,
+            parent: wanted.parent,
+        }
+    }
+
     fn birth(&mut self, wanted: &ProcessImage, births: &mut Vec<Birth>) -> Result<(), PlanError> {
         let leads_session = wanted.session == wanted.pid;
         let by = if !is_init(wanted.parent) {
             let parent = self.members.iter().find(|member| member.0 == wanted.parent);
             let inherits = parent.is_some_and(|parent| parent.1 == wanted.session);
             if !leads_session && !inherits {
-                let (pid, session, parent) = (wanted.pid, wanted.session, wanted.parent);
-                return Err(PlanError::ForeignSession { pid, session, parent });
+                return Err(self.impossible(wanted));
             }
             By::Parent(wanted.parent)
         } else if leads_session || wanted.session == InsidePid(0) || wanted.session == INIT {
             By::Init
         } else {
-            By::Sibling(self.member_below_init(wanted.session, births))
+            self.maker_of_orphan(wanted.session, births)
         };
         births.push(Birth {
             pid: wanted.pid,
@@ -222,10 +253,14 @@ impl Sessions {
         Ok(())
     }
 
-    /// A child of init in `session`; the leader is made for the time being if there is none.
-    fn member_below_init(&mut self, session: InsidePid, births: &mut Vec<Birth>) -> InsidePid {
-        if let Some(member) = self.members.iter().find(|member| member.1 == session && member.2) {
-            return member.0;
+    /// Who makes a child of init in `session`; the leader is made for the time being if there is nobody in it.
+    fn maker_of_orphan(&mut self, session: InsidePid, births: &mut Vec<Birth>) -> By {
+        let mut members = self.members.iter().filter(|member| member.1 == session);
+        if let Some(member) = members.clone().find(|member| member.2) {
+            return By::Sibling(member.0);
+        }
+        if let Some(member) = members.next() {
+            return By::Orphan(member.0);
         }
         births.push(Birth {
             pid: session,
@@ -234,7 +269,7 @@ impl Sessions {
             temporary: true,
         });
         self.members.push((session, session, true));
-        session
+        By::Sibling(session)
     }
 }
 
@@ -325,6 +360,18 @@ mod tests {
             birth(31, By::Sibling(InsidePid(29)), false),
         ];
         assert_eq!(plan.births, births);
+    }
+
+    #[test]
+    fn orphans_of_a_session_below_another_process_come_after_its_leader() {
+        // 20 is an orphan of the session of 11, whose leader is a child of 10.
+        let tree = image(&[(10, 1, 10), (20, 1, 11), (11, 10, 11)]);
+        let births = [
+            birth(10, By::Init, true),
+            birth(11, By::Parent(InsidePid(10)), true),
+            birth(20, By::Orphan(InsidePid(11)), false),
+        ];
+        assert_eq!(plan(&[], &[], &tree).unwrap().births, births);
     }
 
     #[test]
