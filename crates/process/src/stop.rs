@@ -30,8 +30,9 @@ const PAUSE: Duration = Duration::from_micros(500);
 /// Where in the kernel a thread waits for a child made by `vfork`.
 const VFORK_PLACES: [&str; 2] = ["kernel_clone", "wait_for_vfork_done"];
 
-/// How long frozen threads may look as if they were running.
-const SETTLE_LIMIT: Duration = Duration::from_millis(5);
+/// How long frozen threads may look as if they were running. They wait for a processor then, which other sandboxes may
+/// keep from them for some time. Only where there is no freezer are there threads that never settle.
+const SETTLE_LIMIT: Duration = Duration::from_millis(200);
 
 /// Rounds of looking for tasks born while others were being attached. Everything being frozen, two are enough; more
 /// only happen where there is no freezer.
