@@ -21,6 +21,7 @@ use crate::retention::{Candidate, excess};
 use crate::sandbox::{DurableReply, Handle, now_unix_ms};
 use crate::segments::{Saved, SegmentId, Segments};
 use crate::squasher::step_back;
+use crate::steps;
 
 pub(crate) enum Work {
     /// Sync the store, then write the sandbox's record, these checkpoints, and what becomes of others.
@@ -308,7 +309,8 @@ impl Worker {
         let mut removed = false;
         let needs_sync = pending.values().any(|p| !p.checkpoints.is_empty());
         let synced: Result<()> = if needs_sync {
-            self.means.store.sync().map_err(Error::from)
+            let step = steps::other().map_err(|error| Error::io("cannot sync the store", &error));
+            step.and_then(|()| Ok(self.means.store.sync()?))
         } else {
             Ok(())
         };

@@ -4,17 +4,22 @@
 //! catalog names can be restored. Values are JSON with defaults for absent fields, so that old files stay readable;
 //! the format version guards against newer ones.
 
-use std::path::Path;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use deltabox_api::{Limits, Mount, Retention, Root};
 use deltabox_layers::Frozen;
-use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, SandboxId};
 use crate::sandbox::ProcessState;
 use crate::segments::Saved;
+use crate::steps;
 use crate::tree::Node;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -144,50 +149,113 @@ pub(crate) fn changed(nodes: Vec<CheckpointRecord>, changes: &[Change]) -> Vec<C
     nodes
 }
 
-/// The open catalog; shared by all threads, one writer at a time.
+/// The catalog; shared by all threads, one writer at a time.
 pub(crate) struct Catalog {
-    database: Database,
+    path: PathBuf,
+    /// Absent after a failure, until it is opened again.
+    database: Mutex<Option<Database>>,
 }
 
 fn failed(error: impl std::fmt::Display) -> Error {
     Error::internal("cannot use the catalog", error)
 }
 
-impl Catalog {
-    /// Opens or creates the catalog. A file of an unknown version or another program's is refused.
-    pub fn open(path: &Path) -> Result<Self> {
-        let database = Database::create(path).map_err(|error| {
-            Error::internal(&format!("cannot open {}", path.display()), error)
-                .hint("another daemon may use this state directory, or the file is damaged")
-        })?;
-        let write = database.begin_write().map_err(failed)?;
-        {
-            let mut meta = write.open_table(META).map_err(failed)?;
-            let version = meta.get("version").map_err(failed)?.map(|v| v.value());
-            match version {
-                None => drop(meta.insert("version", FORMAT_VERSION).map_err(failed)?),
-                Some(FORMAT_VERSION) => {}
-                Some(other) => {
-                    return Err(Error::new(
-                        deltabox_api::ErrorKind::Unsupported,
-                        format!(
-                            "{} has format version {other}, this program knows {FORMAT_VERSION}",
-                            path.display()
-                        ),
-                    )
-                    .hint("use the version of deltabox that wrote it, or another state directory"));
-                }
-            }
-            write.open_table(SANDBOXES).map_err(failed)?;
-            write.open_table(CHECKPOINTS).map_err(failed)?;
+/// The file of the catalog. It needs no lock: the store has one for all of the state directory.
+#[derive(Debug)]
+struct Storage {
+    file: File,
+}
+
+impl StorageBackend for Storage {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len())
+    }
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(out, offset)
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        steps::set_len(&self.file, len)
+    }
+    fn sync_data(&self) -> io::Result<()> {
+        steps::sync_data(&self.file)
+    }
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        steps::write_all_at(&self.file, data, offset)
+    }
+}
+
+fn open_database(path: &Path) -> Result<Database> {
+    let mut options = File::options();
+    let opened = options
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path);
+    let opened = opened.map_err(redb::DatabaseError::from);
+    let opened = opened.and_then(|file| Database::builder().create_with_backend(Storage { file }));
+    opened.map_err(|error| {
+        Error::internal(&format!("cannot open {}", path.display()), error)
+            .hint("the disk may be failing, or the file is damaged")
+    })
+}
+
+/// Makes the tables. Those of an unknown version or another program's are refused.
+fn make_tables(write: &WriteTransaction, path: &Path) -> Result<()> {
+    let mut meta = write.open_table(META).map_err(failed)?;
+    let version = meta.get("version").map_err(failed)?.map(|v| v.value());
+    match version {
+        None => drop(meta.insert("version", FORMAT_VERSION).map_err(failed)?),
+        Some(FORMAT_VERSION) => {}
+        Some(other) => {
+            return Err(Error::new(
+                deltabox_api::ErrorKind::Unsupported,
+                format!(
+                    "{} has format version {other}, this program knows {FORMAT_VERSION}",
+                    path.display()
+                ),
+            )
+            .hint("use the version of deltabox that wrote it, or another state directory"));
         }
+    }
+    write.open_table(SANDBOXES).map_err(failed)?;
+    write.open_table(CHECKPOINTS).map_err(failed)?;
+    Ok(())
+}
+
+impl Catalog {
+    /// Opens or creates the catalog.
+    pub fn open(path: &Path) -> Result<Self> {
+        let catalog = Self {
+            path: path.to_owned(),
+            database: Mutex::new(Some(open_database(path)?)),
+        };
+        catalog.write(|write| make_tables(write, path))?;
+        Ok(catalog)
+    }
+
+    /// Makes a change in one durable transaction.
+    fn write(&self, change: impl FnOnce(&WriteTransaction) -> Result<()>) -> Result<()> {
+        let mut open = self.database.lock().expect("not poisoned");
+        let database = match open.take() {
+            Some(database) => database,
+            None => open_database(&self.path)?,
+        };
+        let write = database.begin_write().map_err(failed)?;
+        change(&write)?;
         write.commit().map_err(failed)?;
-        Ok(Self { database })
+        // What has failed once is of no use any more: it is closed, and opened anew by the next change.
+        *open = Some(database);
+        Ok(())
     }
 
     /// All sandboxes with their checkpoints in the order they were made.
     pub fn load(&self) -> Result<Vec<(SandboxRecord, Vec<CheckpointRecord>)>> {
-        let read = self.database.begin_read().map_err(failed)?;
+        let open = self.database.lock().expect("not poisoned");
+        let database = open
+            .as_ref()
+            .ok_or_else(|| failed("it was closed after a failure"))?;
+        let read = database.begin_read().map_err(failed)?;
         let sandboxes = read.open_table(SANDBOXES).map_err(failed)?;
         let checkpoints = read.open_table(CHECKPOINTS).map_err(failed)?;
         let mut all = Vec::new();
@@ -224,8 +292,7 @@ impl Catalog {
         checkpoints: &[CheckpointRecord],
         changes: &[Change],
     ) -> Result<()> {
-        let write = self.database.begin_write().map_err(failed)?;
-        {
+        self.write(|write| {
             let mut table = write.open_table(SANDBOXES).map_err(failed)?;
             let value = serde_json::to_vec(sandbox).map_err(failed)?;
             table
@@ -249,22 +316,19 @@ impl Catalog {
                     table.insert(key, value.as_slice()).map_err(failed)?;
                 }
             }
-        }
-        write.commit().map_err(failed)
+            Ok(())
+        })
     }
 
     /// Forgets a sandbox and its checkpoints, durably.
     pub fn remove(&self, id: &SandboxId) -> Result<()> {
-        let write = self.database.begin_write().map_err(failed)?;
-        {
+        self.write(|write| {
             let mut table = write.open_table(SANDBOXES).map_err(failed)?;
             table.remove(id.as_str()).map_err(failed)?;
             let mut table = write.open_table(CHECKPOINTS).map_err(failed)?;
-            table
-                .retain_in((id.as_str(), 0)..=(id.as_str(), u64::MAX), |_, _| false)
-                .map_err(failed)?;
-        }
-        write.commit().map_err(failed)
+            let all = (id.as_str(), 0)..=(id.as_str(), u64::MAX);
+            table.retain_in(all, |_, _| false).map_err(failed)
+        })
     }
 }
 

@@ -11,6 +11,7 @@ use deltabox_process::descriptor::ContentDirectory;
 use crate::catalog::{CheckpointRecord, SandboxRecord};
 use crate::id::SandboxId;
 use crate::sandbox::ProcessState;
+use crate::steps;
 
 /// The directories of all sandboxes.
 #[derive(Debug, Clone)]
@@ -39,10 +40,12 @@ impl Contents {
         let directory = self.of(sandbox);
         let names = names(state);
         for name in &names {
-            File::open(directory.join(name))?.sync_data()?;
+            steps::sync_data(&File::open(directory.join(name))?)?;
         }
         if !names.is_empty() {
-            File::open(directory)?.sync_all()?;
+            steps::sync(&File::open(directory)?)?;
+            // The directory itself may be new.
+            steps::sync(&File::open(&self.0)?)?;
         }
         Ok(())
     }
@@ -56,13 +59,13 @@ impl Contents {
     pub fn remove(&self, sandbox: &SandboxId, names: &[String]) {
         let directory = self.of(sandbox);
         for name in names {
-            report(fs::remove_file(directory.join(name)));
+            report(steps::remove_file(&directory.join(name)));
         }
     }
 
     /// Removes everything of a sandbox.
     pub fn remove_all(&self, sandbox: &SandboxId) {
-        report(fs::remove_dir_all(self.of(sandbox)));
+        report(steps::remove_dir_all(&self.of(sandbox)));
     }
 
     /// Removes what a daemon that was killed left: contents that none of the known checkpoints needs.

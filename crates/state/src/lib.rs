@@ -18,6 +18,7 @@ mod retention;
 mod sandbox;
 mod segments;
 mod squasher;
+mod steps;
 mod tree;
 
 pub use config::{EngineConfig, StoreChoice};

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Home, PATIENCE, Random, cgroups, descendants, ended, until};
+use crate::support::{Home, PATIENCE, Random, cgroups, descendants, ended, setting, until};
+use crate::witness::{self, remembers};
 
+/// How often the daemon is killed; `DELTABOX_CRASH_ROUNDS` says another number.
 const ROUNDS: usize = 5;
 
 /// Changes files and checkpoints until the daemon is gone; returns what each checkpoint known to be durable holds.
@@ -43,7 +45,7 @@ fn a_killed_daemon_leaves_nothing_behind_and_loses_no_durable_checkpoint() {
     home.sh("box", "mkdir /data");
     let group = home.cgroup("box");
     let mut known: BTreeMap<String, String> = BTreeMap::new();
-    for round in 0..ROUNDS {
+    for round in 0..setting("DELTABOX_CRASH_ROUNDS", ROUNDS) {
         // Processes make the file half go another way.
         if round % 2 == 1 {
             home.ok(&["exec", "-d", "box", "--", "/bin/sleep", "1000"]);
@@ -90,6 +92,78 @@ fn a_killed_daemon_leaves_nothing_behind_and_loses_no_durable_checkpoint() {
     until("the loop device is gone", || home.loop_devices() == 0);
     assert_eq!(cgroups(&group), Vec::<std::path::PathBuf>::new());
     assert_eq!(home.mounts(), 0);
+}
+
+/// Tells the witness words, checkpoints and rolls back until the daemon is gone; returns what each checkpoint known to be
+/// durable remembers.
+fn load_witness(home: &Home, mut words: String, random: &mut Random) -> Vec<(String, String)> {
+    let mut durable: Vec<(String, String)> = Vec::new();
+    for step in 0.. {
+        let word = format!("w{}", random.below(1000));
+        let script = witness::telling(&word);
+        if !home
+            .output(&["exec", "box", "--", "/bin/sh", "-euc", &script])
+            .status
+            .success()
+        {
+            break;
+        }
+        words = format!("{words} {word}");
+        let wait = if step % 3 == 0 { "durable" } else { "ready" };
+        let made = home.output(&["checkpoint", "box", "--wait", wait, "--json"]);
+        let Ok(made) = serde_json::from_slice::<Value>(&made.stdout) else {
+            break;
+        };
+        if made["durable"] == true {
+            durable.push((made["id"].as_str().unwrap().to_owned(), words.clone()));
+        }
+        if step % 4 == 3 && !durable.is_empty() {
+            let (id, then) = &durable[random.below(durable.len())];
+            words.clone_from(then);
+            if !home.output(&["rollback", "box", id]).status.success() {
+                break;
+            }
+        }
+    }
+    durable
+}
+
+#[test]
+fn processes_of_durable_checkpoints_outlive_daemons_killed_under_load() {
+    let home = Arc::new(Home::new());
+    let mut random = Random::new();
+    home.ok(&["create", "--name", "box"]);
+    witness::start(&home, "box");
+    remembers(&home, "box", "first", "first");
+    let first = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    let mut known = vec![(first, "first".to_owned())];
+    let mut words = "first".to_owned();
+    for _ in 0..setting("DELTABOX_CRASH_ROUNDS", ROUNDS) {
+        let worker = std::thread::spawn({
+            let (home, words, mut random) = (home.clone(), words.clone(), random.split());
+            move || load_witness(&home, words, &mut random)
+        });
+        std::thread::sleep(Duration::from_millis(100 + random.below(1500) as u64));
+        home.kill_daemon();
+        known.extend(worker.join().unwrap());
+        // Starts the next one.
+        let log = home.json(&["log", "box"]);
+        let nodes = log["checkpoints"].as_array().unwrap();
+        assert!(nodes.iter().all(|node| node["durable"] == true), "{log}");
+        let segments = std::fs::read_dir(home.path().join("segments")).unwrap();
+        assert_eq!(segments.count(), nodes.len(), "segments without a checkpoint");
+        for (id, _) in &known {
+            assert!(nodes.iter().any(|node| node["id"] == **id), "{id} is lost: {log}");
+        }
+        for _ in 0..3 {
+            let (id, then) = &known[random.below(known.len())];
+            home.ok(&["rollback", "box", id]);
+            remembers(&home, "box", "", then);
+            words.clone_from(then);
+        }
+    }
+    assert_eq!(home.json(&["fsck"])["damaged"].as_array().unwrap().len(), 0);
+    assert!(known.len() > 1, "no checkpoint became durable in any round");
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod commands;
 mod crash;
 mod crowd;
 mod durable;
+mod faults;
 mod fork;
 mod full;
 mod history;

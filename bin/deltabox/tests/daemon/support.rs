@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -26,13 +26,23 @@ impl Home {
     /// With a daemon whose store has this size.
     pub fn with_store(size: &str) -> Self {
         let home = Self::new();
-        let log = fs::File::create(home.path().join("serve.log")).unwrap();
-        let mut serve = home.deltabox(&["serve", "--store-size", size, "--pool", "1"]);
-        let mut daemon = serve.stderr(log).spawn().unwrap();
+        let mut daemon = home.serve(&["--store-size", size, "--pool", "1"], &[]);
         // Reaped when it ends; the state directory's end stops it.
         std::thread::spawn(move || daemon.wait());
-        until("the daemon listens", || home.path().join("daemon.sock").exists());
         home
+    }
+
+    /// A daemon in the foreground, which listens or has ended. Its log is `daemon.log` as ever.
+    pub fn serve(&self, arguments: &[&str], environment: &[(&str, &str)]) -> Child {
+        let log = fs::File::create(self.path().join("daemon.log")).unwrap();
+        let mut serve = self.deltabox(&[&["serve"], arguments].concat());
+        serve.envs(environment.iter().copied()).stderr(log);
+        let mut daemon = serve.spawn().unwrap();
+        let socket = self.path().join("daemon.sock");
+        until("the daemon listens", || {
+            socket.exists() || daemon.try_wait().unwrap().is_some()
+        });
+        daemon
     }
 
     pub fn path(&self) -> &Path {
@@ -260,6 +270,11 @@ impl Random {
         Self(seed)
     }
 
+    /// Another one, for another thread.
+    pub fn split(&mut self) -> Self {
+        Self(self.below(usize::MAX) as u64 | 1)
+    }
+
     /// Less than `end` (xorshift64).
     pub fn below(&mut self, end: usize) -> usize {
         self.0 ^= self.0 << 13;
@@ -267,4 +282,9 @@ impl Random {
         self.0 ^= self.0 << 17;
         (self.0 % end as u64) as usize
     }
+}
+
+/// A number that can be set from outside.
+pub fn setting(name: &str, otherwise: usize) -> usize {
+    std::env::var(name).map_or(otherwise, |text| text.parse().unwrap())
 }

@@ -31,11 +31,15 @@ pub fn start(home: &Home, sandbox: &str) {
     home.ok(&["exec", "-d", sandbox, "python3", "-c", PROGRAM]);
 }
 
+/// The script that tells it a word, which may be empty, and prints what it says.
+pub fn telling(word: &str) -> String {
+    format!("while ! [ -p /tmp/out ]; do sleep 0.02; done; echo {word} > /tmp/in; cat /tmp/out")
+}
+
 /// Tells it a word, which may be empty, and returns what it says: its pid and what it holds.
 #[track_caller]
 pub fn tell(home: &Home, sandbox: &str, word: &str) -> String {
-    let script = format!("while ! [ -p /tmp/out ]; do sleep 0.02; done; echo {word} > /tmp/in; cat /tmp/out");
-    home.sh(sandbox, &script)
+    home.sh(sandbox, &telling(word))
 }
 
 /// Tells it a word, which may be empty. It must be whole, and its memory and its files must hold these words.

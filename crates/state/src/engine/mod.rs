@@ -27,6 +27,7 @@ use crate::pool::Pool;
 use crate::sandbox::{Handle, Live, Sandbox};
 use crate::segments::{Saved, Segments};
 use crate::squasher::Squasher;
+use crate::steps;
 
 /// What the sandboxes of an engine share.
 pub(crate) struct Shared {
@@ -181,6 +182,9 @@ impl Engine {
         let contents = Contents::new(&config.home);
         let swept = contents.sweep(&known);
         swept.map_err(|error| Error::io("cannot look at the contents of open files", &error))?;
+        // The names of what has been made in the state directory.
+        let named = std::fs::File::open(&config.home).and_then(|home| steps::sync(&home));
+        named.map_err(|error| Error::io("cannot sync the state directory", &error))?;
         let (background, worker) = Background::start(Means {
             store: store.clone(),
             catalog: catalog.clone(),

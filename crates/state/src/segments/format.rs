@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::SegmentId;
 use crate::id::ExecId;
+use crate::steps;
 
 /// First bytes of a file; the last one is the version.
 pub(super) const MAGIC: [u8; 8] = *b"DBXSEGM\x02";
@@ -95,7 +96,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub fn new(file: File) -> io::Result<Self> {
-        file.write_all_at(&MAGIC, 0)?;
+        steps::write_all_at(&file, &MAGIC, 0)?;
         Ok(Self {
             file,
             at: MAGIC.len() as u64,
@@ -132,7 +133,7 @@ impl Writer {
         compressor.include_checksum(true)?;
         let frame = compressor.compress(bytes)?;
         let place = self.at;
-        self.file.write_all_at(&frame, place)?;
+        steps::write_all_at(&self.file, &frame, place)?;
         self.at += frame.len() as u64;
         let length = u32::try_from(frame.len()).map_err(io::Error::other)?;
         Ok((place, length))
@@ -148,8 +149,8 @@ impl Writer {
         footer[..8].copy_from_slice(&offset.to_le_bytes());
         footer[8..16].copy_from_slice(&u64::from(length).to_le_bytes());
         footer[16..].copy_from_slice(&END);
-        self.file.write_all_at(&footer, self.at)?;
-        self.file.sync_all()?;
+        steps::write_all_at(&self.file, &footer, self.at)?;
+        steps::sync(&self.file)?;
         Ok(self.at + FOOTER as u64)
     }
 }

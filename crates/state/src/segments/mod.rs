@@ -13,11 +13,12 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use deltabox_process::{PageRef, PageStore, PageTree, WeakPage};
 use serde::{Deserialize, Serialize};
 
+use crate::steps;
 pub(crate) use format::SavedState;
 use format::{Description, FRAME_PAGES, PAGE, Place, Run, Writer, damaged};
 
@@ -54,30 +55,35 @@ pub(crate) struct Segments {
     read: Mutex<HashMap<u64, WeakPage>>,
 }
 
+type Present = HashMap<SegmentId, u64>;
+
 #[derive(Default)]
 struct Known {
     next: u32,
-    /// With their sizes.
-    present: HashMap<SegmentId, u64>,
+    /// With their sizes. Shared with whoever writes a segment.
+    present: Arc<Present>,
 }
 
 impl Segments {
     /// Opens the directory, making it if there is none, and removes what no checkpoint needs.
     pub fn open(directory: PathBuf, needed: &BTreeSet<SegmentId>) -> io::Result<Self> {
         fs::create_dir_all(&directory)?;
-        let mut known = Known::default();
+        let mut present = Present::new();
         for entry in fs::read_dir(&directory)? {
             let entry = entry?;
             match id_of(&entry.file_name().to_string_lossy()) {
                 Some(id) if needed.contains(&id) => {
-                    known.present.insert(id, entry.metadata()?.len());
+                    present.insert(id, entry.metadata()?.len());
                 }
                 // Half written, or of a checkpoint that was never in the catalog.
                 _ => fs::remove_file(entry.path())?,
             }
         }
-        // A number that is still named somewhere must not be given again, even if its file is lost.
-        known.next = needed.last().map_or(1, |last| last.0 + 1);
+        let known = Known {
+            // A number that is still named somewhere must not be given again, even if its file is lost.
+            next: needed.last().map_or(1, |last| last.0 + 1),
+            present: Arc::new(present),
+        };
         Ok(Self {
             directory,
             known: Mutex::new(known),
@@ -98,12 +104,19 @@ impl Segments {
         };
         let aside = self.directory.join(format!("{:08x}.new", id.0));
         let written = write_file(&aside, id, &present, state).and_then(|done| {
-            fs::rename(&aside, self.path(id))?;
-            File::open(&self.directory)?.sync_all()?;
+            drop(present);
+            steps::rename(&aside, &self.path(id))?;
+            steps::sync(&File::open(&self.directory)?)?;
             Ok(done)
         });
-        let (bytes, pages, placed) = written.inspect_err(|_| drop(fs::remove_file(&aside)))?;
-        self.known.lock().expect("not poisoned").present.insert(id, bytes);
+        let (bytes, pages, placed) = written.inspect_err(|_| {
+            for path in [&aside, &self.path(id)] {
+                let _ = fs::remove_file(path);
+            }
+        })?;
+        let mut known = self.known.lock().expect("not poisoned");
+        Arc::make_mut(&mut known.present).insert(id, bytes);
+        drop(known);
         for (page, place) in placed {
             page.note_copy(place.packed());
         }
@@ -161,8 +174,10 @@ impl Segments {
     /// Removes those of `unneeded` that nobody needs any more.
     pub fn remove(&self, unneeded: impl IntoIterator<Item = SegmentId>) {
         for id in unneeded {
-            self.known.lock().expect("not poisoned").present.remove(&id);
-            if let Err(error) = fs::remove_file(self.path(id))
+            let mut known = self.known.lock().expect("not poisoned");
+            Arc::make_mut(&mut known.present).remove(&id);
+            drop(known);
+            if let Err(error) = steps::remove_file(&self.path(id))
                 && error.kind() != io::ErrorKind::NotFound
             {
                 tracing::warn!(%error, segment = id.0, "a segment could not be removed");
@@ -186,12 +201,7 @@ fn id_of(name: &str) -> Option<SegmentId> {
 
 type Written = (u64, Vec<SegmentId>, Vec<(PageRef, Place)>);
 
-fn write_file(
-    path: &Path,
-    id: SegmentId,
-    present: &HashMap<SegmentId, u64>,
-    state: SavedState,
-) -> io::Result<Written> {
+fn write_file(path: &Path, id: SegmentId, present: &Present, state: SavedState) -> io::Result<Written> {
     let file = File::options()
         .write(true)
         .create(true)
