@@ -10,6 +10,7 @@ use crate::client::{Client, Result};
 pub struct Daemon {
     home: tempfile::TempDir,
     process: Child,
+    store: String,
 }
 
 impl Daemon {
@@ -18,25 +19,39 @@ impl Daemon {
         let home = tempfile::Builder::new()
             .prefix("deltabox-bench-")
             .tempdir_in("/var/tmp")?;
-        let program = program()?;
-        let log = std::fs::File::create(home.path().join("daemon.log"))?;
-        let process = Command::new(&program)
-            .args(["serve", "--store", store])
-            .env("DELTABOX_HOME", home.path())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()?;
-        let daemon = Self { home, process };
+        let process = spawn(home.path(), store)?;
+        let store = store.to_owned();
+        let daemon = Self { home, process, store };
+        daemon.wait_until_it_answers()?;
+        Ok(daemon)
+    }
+
+    fn wait_until_it_answers(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
-        while daemon.client().is_err() {
+        while self.client().is_err() {
             if Instant::now() > deadline {
-                let log = std::fs::read_to_string(daemon.home().join("daemon.log"))?;
+                let log = std::fs::read_to_string(self.home().join("daemon.log"))?;
                 return Err(format!("the daemon does not answer: {log}").into());
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(1));
         }
-        Ok(daemon)
+        Ok(())
+    }
+
+    /// Ends the daemon and starts another one on the same state; returns how long the start took in milliseconds.
+    pub fn restart(&mut self) -> Result<f64> {
+        self.stop();
+        let start = Instant::now();
+        self.process = spawn(self.home.path(), &self.store)?;
+        self.wait_until_it_answers()?;
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+
+    fn stop(&mut self) {
+        if let Some(pid) = rustix::process::Pid::from_raw(self.process.id() as i32) {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        let _ = self.process.wait();
     }
 
     pub fn home(&self) -> &Path {
@@ -54,11 +69,23 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(pid) = rustix::process::Pid::from_raw(self.process.id() as i32) {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        }
-        let _ = self.process.wait();
+        self.stop();
     }
+}
+
+fn spawn(home: &Path, store: &str) -> Result<Child> {
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(home.join("daemon.log"))?;
+    let mut command = Command::new(program()?);
+    command
+        .args(["serve", "--store", store])
+        .env("DELTABOX_HOME", home)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log);
+    Ok(command.spawn()?)
 }
 
 fn program() -> Result<PathBuf> {

@@ -7,6 +7,7 @@ mod client;
 mod daemon;
 mod files;
 mod fork;
+mod history;
 mod many;
 mod pause;
 mod processes;
@@ -39,18 +40,21 @@ enum Scenario {
     Fork,
     /// Pause and resume of a sandbox with live processes.
     Pause,
+    /// A hundred checkpoints per round in one sandbox: what grows with history.
+    History,
 }
 
 fn main() -> client::Result<()> {
     let arguments = Arguments::parse();
     for scenario in arguments.scenarios {
-        let daemon = daemon::Daemon::start(&arguments.store)?;
+        let mut daemon = daemon::Daemon::start(&arguments.store)?;
         match scenario {
             Scenario::Files => files::run(&daemon, arguments.rounds)?,
             Scenario::Many => many::run(&daemon, arguments.rounds)?,
             Scenario::Processes => processes::run(&daemon, arguments.rounds)?,
             Scenario::Fork => fork::run(&daemon, arguments.rounds)?,
             Scenario::Pause => pause::run(&daemon, arguments.rounds)?,
+            Scenario::History => history::run(&mut daemon, arguments.rounds)?,
         }
     }
     Ok(())

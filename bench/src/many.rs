@@ -68,7 +68,7 @@ fn memory_available_bytes() -> Result<u64> {
 }
 
 /// Private and shared resident memory of a process in KiB.
-fn memory_of(pid: i32) -> Result<(u64, u64)> {
+pub fn memory_of(pid: i32) -> Result<(u64, u64)> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
     let sum = |prefix: &str| -> u64 {
         let lines = text.lines().filter(|line| line.starts_with(prefix));

@@ -159,7 +159,7 @@ impl Store {
             if name.id().0 >= horizon.0 || needed.contains(&name) {
                 continue;
             }
-            volume.tree.lock().expect("no panic while held").remove(name);
+            volume.remove(name);
             // Out of sight in one step: half a layer must never be taken for a whole one.
             let trash = path.with_file_name(format!("trash.{name}"));
             fs::rename(&path, &trash).doing("giving up", &path)?;

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use deltabox_sys::btrfs::{self, SubvolumeInfo};
 use serde::{Deserialize, Serialize};
@@ -47,11 +47,12 @@ impl std::fmt::Display for Frozen {
 pub(crate) struct Volume {
     pub id: VolumeId,
     pub path: PathBuf,
-    pub tree: Mutex<Tree>,
+    /// Shared with the volume it is a snapshot of, until one of them changes.
+    pub tree: Mutex<Arc<Tree>>,
     /// Held while layers are merged, so that rubbish collection leaves drafts alone.
     pub squashing: Mutex<()>,
     /// Entries in layers, as far as they were counted.
-    sizes: Mutex<HashMap<LayerName, u64>>,
+    sizes: Mutex<Arc<HashMap<LayerName, u64>>>,
 }
 
 impl Volume {
@@ -92,7 +93,7 @@ impl Volume {
         Ok(Self {
             id,
             path,
-            tree: Mutex::new(tree),
+            tree: Mutex::new(Arc::new(tree)),
             squashing: Mutex::new(()),
             sizes: Mutex::default(),
         })
@@ -143,10 +144,8 @@ impl Volume {
     }
 
     pub(crate) fn remember_size(&self, name: LayerName, entries: u64) {
-        self.sizes
-            .lock()
-            .expect("no panic while held")
-            .insert(name, entries);
+        let mut sizes = self.sizes.lock().expect("no panic while held");
+        Arc::make_mut(&mut sizes).insert(name, entries);
     }
 
     pub(crate) fn chain(&self, top: Option<LayerId>) -> Option<Vec<LayerName>> {
@@ -163,7 +162,11 @@ impl Volume {
     }
 
     pub(crate) fn insert(&self, name: LayerName) {
-        self.tree.lock().expect("no panic while held").insert(name);
+        Arc::make_mut(&mut self.tree.lock().expect("no panic while held")).insert(name);
+    }
+
+    pub(crate) fn remove(&self, name: LayerName) {
+        Arc::make_mut(&mut self.tree.lock().expect("no panic while held")).remove(name);
     }
 
     /// The package of the writable layer `id`, as found in a snapshot.

@@ -159,9 +159,12 @@ impl Sandbox {
     /// Checkpoints that could not be made durable, for another try.
     pub(super) fn take_failed(&mut self) -> Vec<CheckpointRecord> {
         let mut found = Vec::new();
-        for node in self.tree.iter_mut().filter(|node| node.failed) {
-            node.failed = false;
-            found.push(node.clone());
+        for id in std::mem::take(&mut self.failed) {
+            if let Some(node) = self.tree.get_mut(&id)
+                && std::mem::take(&mut node.failed)
+            {
+                found.push(node.clone());
+            }
         }
         found
     }

@@ -53,6 +53,8 @@ pub struct Sandbox {
     removed: bool,
     next_sequence: u64,
     waiting: HashMap<CheckpointId, Vec<DurableReply>>,
+    /// Checkpoints that could not be made durable.
+    failed: Vec<CheckpointId>,
     /// The sandbox's own queue, so that background work can report back.
     handle: Handle,
 }
@@ -77,6 +79,7 @@ impl Sandbox {
             removed: false,
             next_sequence,
             waiting: HashMap::new(),
+            failed: Vec::new(),
             handle,
         }
     }
@@ -201,6 +204,9 @@ impl Sandbox {
                 node.failed = result.is_err();
                 node.file_bytes = record.file_bytes;
                 node.saved.clone_from(&record.saved);
+                if node.failed {
+                    self.failed.push(record.id.clone());
+                }
             }
             for reply in self.waiting.remove(&record.id).unwrap_or_default() {
                 reply(result.clone());
