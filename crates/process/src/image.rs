@@ -99,6 +99,17 @@ pub struct Image {
     pub descriptors: Tables,
 }
 
+impl Image {
+    /// The same for a machine whose monotonic and boot clock are so many nanoseconds ahead, seen from the sandbox. What
+    /// is set to a time on them is in the machine's time, as files of the sandbox are made from outside.
+    #[must_use]
+    pub fn with_clocks_moved(&self, monotonic: i64, boottime: i64) -> Image {
+        let mut image = self.clone();
+        image.descriptors.move_clocks(monotonic, boottime);
+        image
+    }
+}
+
 /// What an operation took.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {

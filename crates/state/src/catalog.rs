@@ -15,6 +15,7 @@ use deltabox_layers::Frozen;
 use redb::{Database, ReadableDatabase, ReadableTable, StorageBackend, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
+use crate::clocks::Moment;
 use crate::error::{Error, Result};
 use crate::id::{CheckpointId, SandboxId};
 use crate::sandbox::ProcessState;
@@ -76,6 +77,9 @@ pub(crate) struct CheckpointRecord {
     pub contents: Option<Vec<String>>,
     #[serde(default)]
     pub pinned: bool,
+    /// What its clocks showed; of a checkpoint without processes nothing is known.
+    #[serde(default)]
+    pub moment: Option<Moment>,
     /// The process half, where it is in memory.
     #[serde(skip)]
     pub process_state: Option<ProcessState>,

@@ -7,6 +7,7 @@
 mod background;
 mod base;
 mod catalog;
+mod clocks;
 mod config;
 mod contents;
 mod engine;

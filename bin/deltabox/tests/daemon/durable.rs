@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::support::{Home, Random};
+use crate::support::{Home, Random, until};
 use crate::witness::{self, remembers};
 
 fn start(home: &Home) {
@@ -128,4 +128,69 @@ fn a_sandbox_is_removed_while_its_checkpoint_is_on_its_way_to_disk() {
     assert!(!home.log().contains("ERROR"), "{}", home.log());
     assert_eq!(segments(&home), Vec::<PathBuf>::new());
     assert_eq!(fs::read_dir(home.path().join("contents")).unwrap().count(), 0);
+}
+
+/// Sets a timer to a time a day ahead, and says whether both have been right since.
+const CLOCKS: &str = r"
+import ctypes, os, struct, time
+libc = ctypes.CDLL(None)
+timer = libc.timerfd_create(1, 0)
+start = time.monotonic()
+due = int(start) + 86400
+assert libc.timerfd_settime(timer, 1, struct.pack('qqqq', 0, 0, due, 0), None) == 0
+os.mkfifo('/tmp/in'); os.mkfifo('/tmp/out')
+while True:
+    open('/tmp/in').read()
+    setting = ctypes.create_string_buffer(32)
+    libc.timerfd_gettime(timer, setting)
+    left = struct.unpack('qqqq', setting.raw)[2]
+    now = time.monotonic()
+    with open('/tmp/out', 'w') as out:
+        print(0 <= now - start < 3600, abs(due - now - left) < 5, file=out)
+";
+
+#[test]
+fn clocks_go_on_after_the_machine_has_started_again() {
+    let home = Home::new();
+    let ask = |sandbox| {
+        home.sh(
+            sandbox,
+            "while ! [ -p /tmp/out ]; do sleep 0.02; done; echo > /tmp/in; cat /tmp/out",
+        )
+    };
+    // For this daemon the machine has been running for much longer.
+    let mut shifted = std::process::Command::new("unshare");
+    let arguments = [
+        "--time",
+        "--monotonic",
+        "10000000",
+        "--boottime",
+        "20000000",
+        "--fork",
+        "--kill-child",
+    ];
+    shifted.args(arguments).arg(env!("CARGO_BIN_EXE_deltabox"));
+    shifted
+        .args(["serve", "--pool", "1"])
+        .env("DELTABOX_HOME", home.path());
+    let mut daemon = shifted.stderr(std::process::Stdio::null()).spawn().unwrap();
+    until("the daemon listens", || home.path().join("daemon.sock").exists());
+    home.ok(&["create", "--name", "box"]);
+    home.ok(&["exec", "-d", "box", "python3", "-c", CLOCKS]);
+    assert_eq!(ask("box"), "True True");
+    let one = home.ok(&["checkpoint", "box"]);
+    let two = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+    until("the daemon has ended", || home.loop_devices() == 0);
+    home.ok(&["resume", "box", &one]);
+    assert_eq!(ask("box"), "True True");
+    home.ok(&["rollback", "box", &two]);
+    assert_eq!(ask("box"), "True True");
+    let three = home.ok(&["checkpoint", "box", "--wait", "durable"]);
+    home.ok(&["fork", "box", "--name", "child"]);
+    assert_eq!(ask("child"), "True True");
+    home.kill_daemon();
+    home.ok(&["resume", "box", &three]);
+    assert_eq!(ask("box"), "True True");
 }

@@ -146,6 +146,15 @@ impl Tables {
         })
     }
 
+    /// Moves what is set to a time on a clock that begins with the machine.
+    pub(crate) fn move_clocks(&mut self, monotonic: i64, boottime: i64) {
+        for description in &mut self.descriptions {
+            if let Kind::Timerfd(state) = &mut description.kind {
+                state.move_clocks(monotonic, boottime);
+            }
+        }
+    }
+
     /// The table of a process.
     #[must_use]
     pub fn process(&self, number: InsidePid) -> Option<&Table> {

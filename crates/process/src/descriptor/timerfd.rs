@@ -30,6 +30,21 @@ pub struct State {
 const ABSOLUTE: u32 = 1;
 const SECOND: i64 = 1_000_000_000;
 
+impl State {
+    /// Moves the time of an absolute timer on a clock that begins with the machine.
+    pub(super) fn move_clocks(&mut self, monotonic: i64, boottime: i64) {
+        let by = match self.clock {
+            libc::CLOCK_MONOTONIC => monotonic,
+            libc::CLOCK_BOOTTIME | libc::CLOCK_BOOTTIME_ALARM => boottime,
+            _ => 0,
+        };
+        if self.flags & ABSOLUTE != 0 && self.next > 0 {
+            // One that is due must not become one that is not armed.
+            self.next = self.next.saturating_add(by).max(1);
+        }
+    }
+}
+
 pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
     let description = &live.descriptions[position];
     let unreadable = || bad_state("a timerfd", "its settings cannot be read from fdinfo");

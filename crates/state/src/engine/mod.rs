@@ -18,6 +18,7 @@ use deltabox_process::PageStore;
 use crate::background::{Background, Means, Needed, Work};
 use crate::base;
 use crate::catalog::{Catalog, CheckpointRecord, SandboxRecord};
+use crate::clocks::Clocks;
 use crate::config::{EngineConfig, StoreChoice};
 use crate::contents::Contents;
 use crate::error::{Error, Result};
@@ -307,7 +308,7 @@ impl Engine {
         };
         let handle = Handle::spawn(record, Vec::new(), self.shared.clone(), |record, shared| {
             let _making = shared.kept.changing();
-            Live::start(record, shared, None).map(Some)
+            Live::start(record, shared, None, Clocks::default()).map(Some)
         })?;
         let info = handle.call(|sandbox| {
             sandbox.queue_durable(Vec::new());

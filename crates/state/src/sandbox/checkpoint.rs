@@ -11,6 +11,7 @@ use super::processes::{Failed, ProcessState, Restored};
 use super::{DurableReply, Live, Sandbox};
 use crate::background::{Pending, Work};
 use crate::catalog::{Change, CheckpointRecord};
+use crate::clocks::Clocks;
 use crate::contents;
 use crate::error::{Error, Result};
 use crate::id::CheckpointId;
@@ -70,6 +71,7 @@ impl Sandbox {
             processes: frozen.processes.as_ref().map_or(0, ProcessState::len),
             contents: Some(frozen.processes.as_ref().map_or_else(Vec::new, contents::names)),
             pinned: request.pin,
+            moment: frozen.processes.as_ref().map(|state| state.moment),
             process_state: frozen.processes,
             saved: None,
             failed: false,
@@ -141,7 +143,7 @@ impl Sandbox {
                 self.shared.segments.read(saved.segment, &self.shared.pages)
             });
             let state = read.map_err(|error| unreadable(&node.id, &error))?;
-            node.process_state = Some(ProcessState::from_saved(state));
+            node.process_state = Some(ProcessState::from_saved(state, node.moment));
             if let Some(kept) = self.tree.get_mut(&node.id) {
                 kept.process_state.clone_from(&node.process_state);
             }
@@ -172,7 +174,12 @@ impl Sandbox {
     /// Makes a new cell for a sandbox that has none.
     fn start_again(&mut self, target: &CheckpointRecord, phases: &mut Phases) -> Result<RolledBack> {
         let (record, shared) = (&self.record, &self.shared);
-        let mut live = phases.time("start", || Live::start(record, shared, Some(&target.frozen)))?;
+        // Rollbacks to any of them may follow, and a cell's clocks are set once.
+        let moments = self.tree.iter().filter_map(|node| node.moment);
+        let clocks = Clocks::ahead_for(moments, Clocks::now());
+        let mut live = phases.time("start", || {
+            Live::start(record, shared, Some(&target.frozen), clocks)
+        })?;
         let processes = match &target.process_state {
             Some(state) => live.recreate(state, phases)?,
             None => Restored::default(),

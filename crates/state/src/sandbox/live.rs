@@ -19,6 +19,7 @@ use super::processes::Processes;
 use crate::background::Work;
 use crate::base;
 use crate::catalog::SandboxRecord;
+use crate::clocks::Clocks;
 use crate::engine::Shared;
 use crate::error::{Error, Result};
 use crate::id::ExecId;
@@ -42,8 +43,13 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// Makes a cell whose files are the base's, or a frozen state's.
-    pub fn start(record: &SandboxRecord, shared: &Arc<Shared>, from: Option<&Frozen>) -> Result<Self> {
+    /// Makes a cell whose files are the base's, or a frozen state's, and whose clocks are ahead of the machine's.
+    pub fn start(
+        record: &SandboxRecord,
+        shared: &Arc<Shared>,
+        from: Option<&Frozen>,
+        clocks: Clocks,
+    ) -> Result<Self> {
         let mut phases = BTreeMap::new();
         let mut clock = Instant::now();
         let mut lap = |name: &str, phases: &mut BTreeMap<String, f64>| {
@@ -51,6 +57,9 @@ impl Live {
             clock = Instant::now();
         };
         let cell = Arc::new(shared.pool.take(&record.limits)?);
+        if clocks != Clocks::default() {
+            cell.set_clock_offsets(clocks.monotonic, clocks.boottime)?;
+        }
         lap("cell", &mut phases);
         let userns = cell.namespace("user")?;
         let ids = IdMap {
@@ -79,7 +88,7 @@ impl Live {
         let root = cell.root()?;
         lap("attach", &mut phases);
         let contents = shared.contents.of(&record.id);
-        let processes = Processes::new(cell.clone(), shared.pages.clone(), &contents)?;
+        let processes = Processes::new(cell.clone(), shared.pages.clone(), &contents, clocks)?;
         Ok(Self {
             cell,
             processes,

@@ -16,6 +16,7 @@ use deltabox_process::{Engine, FirstId, Host, HostPid, Image, InsidePid, PageSto
 use super::checkpoint::Phases;
 use deltabox_sys::fsids::with_file_owner;
 
+use crate::clocks::{Clocks, Moment};
 use crate::error::{Error, Result};
 use crate::id::ExecId;
 use crate::pool::OwnedCell;
@@ -32,6 +33,7 @@ pub(crate) struct ProcessState {
     pub execs: Vec<ExecId>,
     /// Their streams.
     externals: Vec<ExternalId>,
+    pub moment: Moment,
 }
 
 impl ProcessState {
@@ -49,11 +51,12 @@ impl ProcessState {
     }
 
     /// As it was read from disk.
-    pub fn from_saved(saved: SavedState) -> Self {
+    pub fn from_saved(saved: SavedState, moment: Option<Moment>) -> Self {
         Self {
             image: Arc::new(saved.image),
             execs: saved.execs,
             externals: saved.externals,
+            moment: moment.unwrap_or_default(),
         }
     }
 
@@ -146,6 +149,8 @@ pub(super) struct Processes {
     /// The state captured or restored last: what did not change since is shared with it.
     last: Option<Arc<Image>>,
     externals: BTreeSet<ExternalId>,
+    /// How far the cell's clocks are ahead of the machine's.
+    clocks: Clocks,
 }
 
 /// A number for a stream of a command that no other one of any sandbox has or had: a state may be restored into another
@@ -161,7 +166,7 @@ fn next_external() -> ExternalId {
 
 impl Processes {
     /// `contents` is a directory for what has no name in the files: deleted but open files and memfds.
-    pub fn new(cell: Arc<OwnedCell>, pages: PageStore, contents: &Path) -> Result<Self> {
+    pub fn new(cell: Arc<OwnedCell>, pages: PageStore, contents: &Path, clocks: Clocks) -> Result<Self> {
         let failed = |error: io::Error| Error::io("cannot keep contents of open files", &error);
         std::fs::create_dir_all(contents).map_err(failed)?;
         let contents = Box::new(ContentDirectory::open(contents).map_err(failed)?);
@@ -175,6 +180,7 @@ impl Processes {
             engine: Engine::new(host, pages, contents),
             last: None,
             externals: BTreeSet::new(),
+            clocks,
         })
     }
 
@@ -235,6 +241,7 @@ impl Processes {
         files: impl FnOnce() -> Result<T> + Send,
     ) -> Result<(ProcessState, T, u64)> {
         let mut stopped = self.engine.stop().map_err(stop_failed)?;
+        let moment = self.clocks.moment();
         let survey = stopped.survey().map_err(survey_failed)?;
         let last = self.last.as_deref();
         let (image, (files, files_took)) = std::thread::scope(|scope| {
@@ -262,6 +269,7 @@ impl Processes {
                 image,
                 execs,
                 externals,
+                moment,
             },
             files,
             report.bytes_stored,
@@ -289,6 +297,11 @@ impl Processes {
         phases: &mut Phases,
         files: impl FnOnce() -> std::result::Result<OwnedFd, Failed>,
     ) -> std::result::Result<Restored, Failed> {
+        let moved = target.moment.ahead.minus(self.clocks);
+        let image = match moved == Clocks::default() {
+            true => target.image.clone(),
+            false => Arc::new(target.image.with_clocks_moved(moved.monotonic, moved.boottime)),
+        };
         let mut stopped = match self.engine.stop() {
             Ok(stopped) => stopped,
             Err(StopError::Vfork(_)) => {
@@ -307,12 +320,11 @@ impl Processes {
         };
         // What has to be made in the files belongs to the sandbox: our own id has no place in their id mapping.
         let owner = stopped.host().cell.uid_base();
-        let restored =
-            with_file_owner(owner, || stopped.restore(&target.image)).map_err(|error| broken(&error))?;
+        let restored = with_file_owner(owner, || stopped.restore(&image)).map_err(|error| broken(&error))?;
         restored.map_err(|error| broken(&error))?;
         let report = stopped.resume().map_err(|error| broken(&error))?;
         phases.extend(&report.phases);
-        self.last = Some(target.image.clone());
+        self.last = Some(image);
         Ok(Restored {
             kept: report.in_place,
             recreated: report.created,
