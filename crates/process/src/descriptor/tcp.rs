@@ -95,6 +95,7 @@ pub enum Peer {
 const FIN_WAIT1: u8 = 4;
 const FIN_WAIT2: u8 = 5;
 const TIME_WAIT: u8 = 6;
+const CLOSE: u8 = 7;
 const CLOSE_WAIT: u8 = 8;
 const LAST_ACK: u8 = 9;
 pub(super) const LISTEN: u8 = 10;
@@ -123,7 +124,10 @@ pub(super) struct Info {
 impl Info {
     /// This end has said that it will send no more.
     pub(super) fn finished(&self) -> bool {
-        matches!(self.state, FIN_WAIT1 | FIN_WAIT2 | TIME_WAIT | LAST_ACK | CLOSING)
+        matches!(
+            self.state,
+            FIN_WAIT1 | FIN_WAIT2 | TIME_WAIT | CLOSE | LAST_ACK | CLOSING
+        )
     }
 
     pub(super) fn received(&self) -> u64 {
@@ -132,7 +136,7 @@ impl Info {
 
     /// The other end has said so, and this one knows.
     fn peer_finished(&self) -> bool {
-        matches!(self.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT)
+        matches!(self.state, CLOSE_WAIT | LAST_ACK | CLOSING | TIME_WAIT | CLOSE)
     }
 }
 
@@ -181,7 +185,8 @@ pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
                 count,
             }
         } else {
-            match peer_address(&socket) {
+            match peer_address(&socket).or_else(|error| former_peer(socket.as_fd(), six, &info).ok_or(error))
+            {
                 Ok(remote) => Role::Connected(connection(socket.as_fd(), &local, remote)?),
                 Err(_) => Role::Closed {
                     bound: port(&local) != 0,
@@ -196,6 +201,16 @@ pub(super) fn capture(live: &Live, position: usize) -> Result<State, Error> {
         })
     };
     look().map_err(making("a TCP socket"))
+}
+
+/// Who a socket was connected to whose connection is over: both ends have said so, or it was reset. To the kernel it is
+/// closed as if it had never been connected, but what it has received can still be read, and then its end.
+fn former_peer(socket: BorrowedFd<'_>, six: bool, info: &Info) -> Option<Vec<u8>> {
+    let has_been = info.state == CLOSE && info.acknowledged + info.received > 0;
+    // Longer than the address is, the room would not do.
+    let mut remote = vec![0; if six { 28 } else { 16 }];
+    let asked = option(socket, libc::SOL_SOCKET, libc::SO_PEERNAME, &mut remote);
+    (has_been && asked.is_ok()).then_some(remote)
 }
 
 fn connection(socket: BorrowedFd<'_>, local: &[u8], remote: Vec<u8>) -> io::Result<Connection> {
@@ -320,11 +335,12 @@ pub(super) fn connect_ends(live: &Live, all: &mut [(u32, &mut State)]) -> Result
 }
 
 fn find_ends(all: &mut [(u32, &mut State)]) {
-    let ends: Vec<(u32, End, Option<End>)> = all
+    // Whether it is over belongs to it: the same addresses may have been used again since.
+    let ends: Vec<(u32, End, Option<(End, bool)>)> = all
         .iter()
         .map(|(position, state)| {
             let remote = match &state.role {
-                Role::Connected(c) => Some(end(&c.remote)),
+                Role::Connected(c) => Some((end(&c.remote), c.finished && c.peer_finished)),
                 Role::Closed { .. } | Role::Listening { .. } => None,
             };
             (*position, end(&state.local), remote)
@@ -343,9 +359,10 @@ fn find_ends(all: &mut [(u32, &mut State)]) {
             continue;
         }
         let (local, remote) = (ends[index].1, end(&connection.remote));
+        let over = connection.finished && connection.peer_finished;
         let other = ends
             .iter()
-            .find(|(p, l, r)| p != position && *l == remote && *r == Some(local));
+            .find(|(p, l, r)| p != position && *l == remote && *r == Some((local, over)));
         let listener = ends.iter().enumerate().find(|(i, (_, l, _))| {
             is_listener[*i] && l.1 == remote.1 && (l.0 == remote.0 || l.0 == ANY || l.0 == ANY4)
         });
