@@ -413,14 +413,19 @@ fn restore_state(
     unchanged: &Unchanged,
 ) -> Result<usize, TraceError> {
     let mut disturbed = 0;
+    let mut timers = [].as_slice();
     if !unchanged.task {
         task::restore(process, &wanted.task)?;
+        timers = &wanted.task.timers;
     }
     for (place, image) in wanted.threads.iter().enumerate() {
         if !unchanged.threads.contains(&image.tid) {
-            thread::restore(process, place, image)?;
+            thread::restore(process, place, image, timers)?;
             disturbed += 1;
         }
+    }
+    if !unchanged.task {
+        task::send_pending(process, &wanted.task, &wanted.threads)?;
     }
     Ok(disturbed)
 }

@@ -1,6 +1,7 @@
 //! What a process has besides memory, threads and descriptors: signal actions, timers, limits, settings.
 
 use deltabox_sys::attributes;
+use rustix::time::{ClockId, clock_getres};
 use serde::{Deserialize, Serialize};
 
 use crate::credentials::{self, Credentials};
@@ -11,7 +12,7 @@ use crate::ids::{HostPid, InsidePid};
 use crate::inject::{Arg, Batch, Buffer, CallId};
 use crate::procfs;
 use crate::stop::Process;
-use crate::thread::{Signal, drain, word};
+use crate::thread::{Signal, ThreadImage, drain, word};
 
 /// Highest signal number.
 const SIGNALS: i32 = 64;
@@ -37,6 +38,33 @@ pub struct PosixTimer {
     pub thread: InsidePid,
     /// Interval and remaining time (`struct itimerspec`).
     pub setting: Vec<u8>,
+}
+
+impl PosixTimer {
+    /// Whether a pending signal is the one that this timer sends when it goes off. One that goes by processor time is
+    /// not asked: it goes off in a process that does something only.
+    pub(crate) fn sends(&self, signal: &Signal) -> bool {
+        /// `si_code` of a timer's signal.
+        const SI_TIMER: i32 = -2;
+        let raw = signal.raw();
+        let word = |at: usize| {
+            raw[at..]
+                .first_chunk()
+                .map_or(0, |bytes| i32::from_ne_bytes(*bytes))
+        };
+        let on_processor = self.clock < 0
+            || self.clock == libc::CLOCK_PROCESS_CPUTIME_ID
+            || self.clock == libc::CLOCK_THREAD_CPUTIME_ID;
+        !on_processor && word(8) == SI_TIMER && word(16) == self.id && word(0) == self.signal
+    }
+
+    /// Its setting, but for the time left: almost none.
+    fn at_once(&self) -> Vec<u8> {
+        let (interval, rest) = self.setting.split_at(self.setting.len() / 2);
+        let mut soon = vec![0; rest.len()];
+        soon[8..].copy_from_slice(&1_i64.to_ne_bytes());
+        [interval, &soon].concat()
+    }
 }
 
 /// Where the program's parts are in memory (`struct prctl_mm_map` without the auxiliary vector and the exe link).
@@ -423,7 +451,12 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
     }
     set_actions(&mut batch, image);
     for (which, setting) in image.interval_timers.iter().enumerate() {
-        let setting = batch.input(&armed(setting));
+        let on_processor = which != libc::ITIMER_REAL as usize;
+        let setting = batch.input(&if on_processor {
+            without_tick(&armed(setting))
+        } else {
+            armed(setting)
+        });
         batch.call(libc::SYS_setitimer, &[which.into(), setting.into(), 0.into()]);
     }
     batch.call(libc::SYS_brk, &[image.layout.words[5].into()]);
@@ -441,7 +474,8 @@ pub fn restore(process: &mut Process, image: &TaskImage) -> Result<(), TraceErro
     });
     set_timers(&mut batch, &live_timers, &image.timers);
     let pid = process.inside();
-    for signal in &image.pending {
+    let queued = |signal: &&Signal| !image.timers.iter().any(|timer| timer.sends(signal));
+    for signal in image.pending.iter().filter(queued) {
         let info = batch.input(&signal.raw());
         batch.call(
             libc::SYS_rt_sigqueueinfo,
@@ -490,6 +524,23 @@ fn armed(setting: &[u8]) -> Vec<u8> {
     } else {
         setting.to_vec()
     }
+}
+
+/// To the time left on a timer of processor time the kernel adds a tick each time it is set.
+fn without_tick(setting: &[u8]) -> Vec<u8> {
+    const MICROSECONDS: i64 = 1_000_000;
+    let mut changed = setting.to_vec();
+    let (_, rest) = changed.split_at_mut(setting.len() / 2);
+    let word = |bytes: &[u8]| bytes.first_chunk().map_or(0, |bytes| i64::from_ne_bytes(*bytes));
+    let left = word(rest) * MICROSECONDS + word(&rest[8..]);
+    if left > 0 {
+        // The coarse clock moves with the ticks.
+        let tick = clock_getres(ClockId::RealtimeCoarse).tv_nsec / 1000;
+        let left = (left - tick).max(1);
+        rest[..8].copy_from_slice(&(left / MICROSECONDS).to_ne_bytes());
+        rest[8..].copy_from_slice(&(left % MICROSECONDS).to_ne_bytes());
+    }
+    changed
 }
 
 fn set_setting(batch: &mut Batch, option: i32, value: u64) {
@@ -569,6 +620,31 @@ fn set_timers(batch: &mut Batch, live: &[PosixTimer], wanted: &[PosixTimer]) {
             &[timer.id.into(), 0.into(), setting.into(), 0.into()],
         );
     }
+}
+
+/// Has the timers whose signals are pending go off at once, when all else is restored: those signals then are the
+/// timers' own, as they were, each of which stands for all further ones until it is taken. What is queued in place of one
+/// would be just another.
+pub(crate) fn send_pending(
+    process: &mut Process,
+    image: &TaskImage,
+    threads: &[ThreadImage],
+) -> Result<(), TraceError> {
+    let of_threads = threads.iter().flat_map(|thread| &thread.pending);
+    let pending: Vec<&Signal> = of_threads.chain(&image.pending).collect();
+    let sends = |timer: &&PosixTimer| pending.iter().any(|signal| timer.sends(signal));
+    let mut batch = Batch::new();
+    for timer in image.timers.iter().filter(sends) {
+        let setting = batch.input(&timer.at_once());
+        batch.call(
+            libc::SYS_timer_settime,
+            &[timer.id.into(), 0.into(), setting.into(), 0.into()],
+        );
+    }
+    if batch.is_empty() {
+        return Ok(());
+    }
+    process.run(&mut batch)
 }
 
 fn restore_oom_score(pid: HostPid, score: i32) -> Result<(), TraceError> {

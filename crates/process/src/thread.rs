@@ -8,6 +8,7 @@ use crate::error::TraceError;
 use crate::ids::{Addr, HostPid, InsidePid};
 use crate::inject::{Arg, Batch, Buffer, CallId};
 use crate::stop::Process;
+use crate::task::PosixTimer;
 
 /// The general registers, in the order of `struct user_regs_struct`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -283,7 +284,13 @@ pub fn release_rseq(process: &mut Process, images: &[ThreadImage]) -> Result<(),
 }
 
 /// Makes the thread at `place` what `image` says. Its memory must have been restored before.
-pub fn restore(process: &mut Process, place: usize, image: &ThreadImage) -> Result<(), TraceError> {
+/// What `timers` send, they send themselves.
+pub fn restore(
+    process: &mut Process,
+    place: usize,
+    image: &ThreadImage,
+    timers: &[PosixTimer],
+) -> Result<(), TraceError> {
     let pid = process.inside();
     let thread = &mut process.threads[place];
     let context = thread.tracee.context()?.clone();
@@ -305,7 +312,8 @@ pub fn restore(process: &mut Process, place: usize, image: &ThreadImage) -> Resu
     {
         thread.tracee.block_traps()?;
     }
-    for signal in &image.pending {
+    let queued = |signal: &&Signal| !timers.iter().any(|timer| timer.sends(signal));
+    for signal in image.pending.iter().filter(queued) {
         let info = batch.input(&signal.raw());
         let args: [Arg; 4] = [
             pid.0.into(),
