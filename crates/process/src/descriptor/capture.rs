@@ -154,7 +154,7 @@ impl Capture<'_> {
             object: live.object,
             mapped: None,
             owner: self.live.owner(position)?,
-            locks: lock::of_description(&live.info),
+            locks: self.live.locks(position),
             kind: self.kind(position, contents)?,
         })
     }

@@ -6,6 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{PidfdGetfdFlags, pidfd_getfd};
 
+use super::borrow;
 use super::edit::{self, Destination, Edit, Install};
 use super::error::{Error, making};
 use super::live::LiveProcess;
@@ -74,29 +75,35 @@ fn holder<'r>(restore: &Restore<'r>, wanted: usize) -> Option<(&'r Table, i32)> 
     })
 }
 
-/// Has the first holder of a description take the lock of flock(2) that belongs to it, if it has none.
+/// Has the lock of flock(2) that belongs to a description, if it does not hold it, taken by who took it before, whether
+/// that process still has the description or not.
 pub(super) fn flocks(restore: &Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
     for (wanted, description) in restore.wanted.descriptions.iter().enumerate() {
-        let flock = description.locks.iter().find_map(|lock| match lock {
-            OfDescription::Flock { exclusive } => Some(*exclusive),
+        let flock = description.locks.iter().find_map(|lock| match *lock {
+            OfDescription::Flock { exclusive, taker } => Some((exclusive, taker)),
             OfDescription::Range { .. } => None,
         });
-        let held = restore.kept[wanted].is_some_and(|live| {
-            lock::of_description(&restore.live.descriptions[live].info) == description.locks
-        });
-        let Some(exclusive) = flock.filter(|_| !held) else {
+        let held = restore.kept[wanted].is_some_and(|live| restore.live.locks(live) == description.locks);
+        let Some((exclusive, taker)) = flock.filter(|_| !held) else {
             continue;
         };
-        let mode = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
-        let Some((table, fd)) = holder(restore, wanted) else {
+        let Some(table) = taker.and_then(|taker| restore.wanted.process(taker)) else {
             lock::flock(restore.object(wanted)?, exclusive).map_err(making(restore.show(wanted)))?;
             continue;
         };
         let process = find(processes, table)?;
-        let args = [number(fd), number(mode | libc::LOCK_NB)];
-        process
-            .call(libc::SYS_flock, &args)?
-            .map_err(|e| act(table, "take the lock of a file again", e))?;
+        let take = |process: &mut Process, fd: i32| {
+            let mode = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
+            borrow::call(process, "take the lock of a file again", |batch| {
+                batch.call(libc::SYS_flock, &[number(fd), number(mode | libc::LOCK_NB)])
+            })
+        };
+        let owner = table.shared_with.and_then(|other| restore.wanted.process(other));
+        let slots = &owner.unwrap_or(table).slots;
+        match slots.iter().find(|slot| slot.description as usize == wanted) {
+            Some(slot) => take(process, slot.fd)?,
+            None => borrow::with_object(process, restore.object(wanted)?, None, take)?,
+        };
     }
     Ok(())
 }

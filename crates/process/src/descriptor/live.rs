@@ -17,6 +17,7 @@ use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open}
 
 use super::error::{Error, Refusal, making, reading};
 use super::fdinfo::{self, Entry};
+use super::lock;
 use super::tables::{ObjectKey, Owner};
 use super::unix;
 use super::unix_queue::{self, Queued};
@@ -426,6 +427,17 @@ impl Live {
         let status = std::fs::read_to_string(format!("/proc/{outside}/status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
         line.split_whitespace().last()?.parse().ok().map(InsidePid)
+    }
+
+    /// The locks that belong to a description.
+    pub(super) fn locks(&self, description: usize) -> Vec<lock::OfDescription> {
+        let is = |outside: i32| move |process: &&LiveProcess| process.pid.as_raw_nonzero().get() == outside;
+        lock::of_description(&self.descriptions[description].info, |outside| {
+            self.processes
+                .iter()
+                .find(is(outside))
+                .map(|process| process.number)
+        })
     }
 
     /// The number outside of a process of the sandbox.

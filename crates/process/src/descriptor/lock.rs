@@ -1,7 +1,8 @@
 //! File locks, read from the `lock:` lines of fdinfo (format: fs/locks.c, `lock_get_status`).
 //!
 //! Open-file-description locks belong to the description and are taken again through a duplicate of ours. So do those
-//! of flock, which remember their taker, though: a process takes them, once its table is right. POSIX locks belong to
+//! of flock, which remember their taker, though: that process takes them, once its table is right, and where it is gone
+//! we do, who are as unknown in the sandbox as it is by then. POSIX locks belong to
 //! process and file: the process itself has to take them, after every other change to its table, because closing any
 //! descriptor of the file drops them all.
 
@@ -13,12 +14,16 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, making};
+use crate::ids::InsidePid;
 
 /// A lock that belongs to an open file description.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum OfDescription {
-    /// flock(2).
-    Flock { exclusive: bool },
+    /// flock(2), with the process that took it if that still lives.
+    Flock {
+        exclusive: bool,
+        taker: Option<InsidePid>,
+    },
     /// `F_OFD_SETLK`; `len` 0 is to the end of the file.
     Range { exclusive: bool, start: i64, len: i64 },
 }
@@ -39,6 +44,8 @@ pub struct Posix {
 pub(super) enum Line {
     Flock {
         exclusive: bool,
+        /// The process that took it, by its number outside.
+        taker: i32,
     },
     Posix {
         exclusive: bool,
@@ -60,14 +67,15 @@ pub(super) fn parse(line: &str) -> Option<Line> {
     let kind = words.next()?;
     let mode = words.nth(1)?;
     let exclusive = mode == "WRITE";
-    let mut bounds = words.skip(2);
+    let taker = words.next()?.parse().ok()?;
+    let mut bounds = words.skip(1);
     let start: i64 = bounds.next()?.parse().ok()?;
     let len = match bounds.next()? {
         "EOF" => 0,
         end => end.parse::<i64>().ok()? - start + 1,
     };
     match kind {
-        "FLOCK" => Some(Line::Flock { exclusive }),
+        "FLOCK" => Some(Line::Flock { exclusive, taker }),
         "POSIX" => Some(Line::Posix {
             exclusive,
             start,
@@ -83,13 +91,16 @@ pub(super) fn parse(line: &str) -> Option<Line> {
     }
 }
 
-/// The locks of a description, from its fdinfo, in a fixed order.
-pub(super) fn of_description(info: &str) -> Vec<OfDescription> {
+/// The locks of a description, from its fdinfo, in a fixed order. `inside` gives the numbers of live processes.
+pub(super) fn of_description(info: &str, inside: impl Fn(i32) -> Option<InsidePid>) -> Vec<OfDescription> {
     let mut locks: Vec<_> = info
         .lines()
         .filter_map(parse)
         .filter_map(|line| match line {
-            Line::Flock { exclusive } => Some(OfDescription::Flock { exclusive }),
+            Line::Flock { exclusive, taker } => Some(OfDescription::Flock {
+                exclusive,
+                taker: inside(taker),
+            }),
             Line::OfDescription {
                 exclusive,
                 start,
@@ -149,7 +160,7 @@ pub(super) fn release(fd: BorrowedFd<'_>, held: &[OfDescription], name: &str) ->
     Ok(())
 }
 
-/// Takes the lock of flock(2) ourselves, for a description that no process holds.
+/// Takes the lock of flock(2) ourselves, for a taker that is gone.
 pub(super) fn flock(fd: BorrowedFd<'_>, exclusive: bool) -> Result<(), Errno> {
     let operation = if exclusive {
         FlockOperation::NonBlockingLockExclusive
@@ -186,7 +197,10 @@ mod tests {
         let line = |text| parse(text).unwrap();
         assert_eq!(
             line("lock:\t1: FLOCK  ADVISORY  WRITE 12284 fe:00:10010652 0 EOF"),
-            Line::Flock { exclusive: true }
+            Line::Flock {
+                exclusive: true,
+                taker: 12284
+            }
         );
         assert_eq!(
             line("lock:\t2: POSIX  ADVISORY  READ 12284 fe:00:10010652 5 14"),

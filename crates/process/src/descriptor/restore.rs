@@ -308,7 +308,7 @@ impl Restore<'_> {
         // Conflicting locks of others have to go before any is taken.
         for (position, description) in self.wanted.descriptions.iter().enumerate() {
             if let Some(live) = self.kept[position] {
-                let held = lock::of_description(&self.live.descriptions[live].info);
+                let held = self.live.locks(live);
                 if held != description.locks {
                     lock::release(self.live.pull(live)?, &held, &self.show(position))?;
                 }
@@ -328,8 +328,8 @@ impl Restore<'_> {
     /// Locks of descriptions that go away are still held while our duplicates are; give them up now.
     fn release_discarded(&self) -> Result<(), Error> {
         let kept: BTreeSet<usize> = self.kept.iter().flatten().copied().collect();
-        for (position, description) in self.live.descriptions.iter().enumerate() {
-            let held = lock::of_description(&description.info);
+        for position in 0..self.live.descriptions.len() {
+            let held = self.live.locks(position);
             if !held.is_empty() && !kept.contains(&position) {
                 lock::release(self.live.pull(position)?, &held, "a file that is being closed")?;
             }
@@ -367,7 +367,7 @@ impl Restore<'_> {
             let asynchronous = now.flags & wanted.flags & ASYNC;
             set_flags(self.live.pull(live)?, wanted.flags & !ASYNC | asynchronous).map_err(making(what()))?;
         }
-        if lock::of_description(&now.info) != wanted.locks {
+        if self.live.locks(live) != wanted.locks {
             lock::take(self.live.pull(live)?, &wanted.locks, &what())?;
         }
         Ok(())
