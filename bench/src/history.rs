@@ -7,7 +7,7 @@ use deltabox_api::{Log, ResumeRequest, RollbackResult, Root, Stats};
 use crate::client::{Client, Result};
 use crate::daemon::Daemon;
 use crate::many::memory_of;
-use crate::processes::start_workload;
+use crate::processes::{Pace, start_workload};
 use crate::sample::{Report, Samples};
 
 /// Checkpoints between two looks.
@@ -23,7 +23,7 @@ pub fn run(daemon: &mut Daemon, rounds: usize) -> Result<()> {
         let mut client = daemon.client()?;
         client.create(name, Root::Host)?;
         if processes {
-            start_workload(&mut client, name, WORKLOAD.0, WORKLOAD.1)?;
+            start_workload(&mut client, name, WORKLOAD, Pace::Busy)?;
         }
         let (mut report, mut before) = (Report::default(), None);
         for round in 1..=rounds {

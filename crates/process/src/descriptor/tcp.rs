@@ -335,8 +335,9 @@ pub(super) fn connect_ends(live: &Live, all: &mut [(u32, &mut State)]) -> Result
 }
 
 fn find_ends(all: &mut [(u32, &mut State)]) {
-    // Whether it is over belongs to it: the same addresses may have been used again since.
-    let ends: Vec<(u32, End, Option<(End, bool)>)> = all
+    // Where it leads, and whether it is over: the same addresses may have been used again since.
+    type Remote = Option<(End, bool)>;
+    let ends: Vec<(u32, End, Remote)> = all
         .iter()
         .map(|(position, state)| {
             let remote = match &state.role {
