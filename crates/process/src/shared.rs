@@ -262,9 +262,13 @@ impl SharedMemory {
         images: &[SharedImage],
     ) -> Result<(), TraceError> {
         for (pid, vmas) in mapped {
-            for vma in vmas.iter().filter(|vma| !is_segment(vma)) {
+            for vma in vmas {
                 let Some(numbers) = key_of(vma) else { continue };
-                let key = self.name(roots, numbers);
+                let key = if is_segment(vma) {
+                    (SEGMENTS, numbers.1)
+                } else {
+                    self.name(roots, numbers)
+                };
                 let image = images.iter().find(|image| image.key == key);
                 let Some(image) = image.filter(|_| !files.contains_key(&key)) else {
                     continue;
