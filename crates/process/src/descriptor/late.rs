@@ -1,4 +1,5 @@
-//! What a process has to do itself once its table is right: taking locks, opening `/dev/tty`, and asking for signals.
+//! What a process has to do itself once its table is right: taking locks, opening `/dev/tty`, and asking for signals; and
+//! what it need not do any more.
 
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
@@ -14,6 +15,7 @@ use super::lock::{self, OfDescription};
 use super::matching::{ASYNC, SETTABLE};
 use super::restore::Restore;
 use super::tables::{Description, Kind, Table};
+use super::tcp::Role;
 use crate::inject::{Arg, Batch};
 use crate::stop::Process;
 
@@ -98,14 +100,48 @@ pub(super) fn flocks(restore: &Restore<'_>, processes: &mut [Process]) -> Result
                 batch.call(libc::SYS_flock, &[number(fd), number(mode | libc::LOCK_NB)])
             })
         };
-        let owner = table.shared_with.and_then(|other| restore.wanted.process(other));
-        let slots = &owner.unwrap_or(table).slots;
-        match slots.iter().find(|slot| slot.description as usize == wanted) {
-            Some(slot) => take(process, slot.fd)?,
+        match descriptor_of(restore, table, wanted) {
+            Some(fd) => take(process, fd)?,
             None => borrow::with_object(process, restore.object(wanted)?, None, take)?,
         };
     }
     Ok(())
+}
+
+/// A thread that was in the middle of connecting a TCP socket, with the connection made already, has done so: called again
+/// for a socket that is connected since it was made, `connect` would say just that (`EISCONN`).
+pub(super) fn connects(restore: &Restore<'_>, processes: &mut [Process]) -> Result<(), Error> {
+    /// `-ERESTARTSYS` (include/linux/errno.h).
+    const RESTARTS: i64 = -512;
+    for (wanted, description) in restore.wanted.descriptions.iter().enumerate() {
+        let connected =
+            matches!(&description.kind, Kind::Tcp(state) if matches!(state.role, Role::Connected(_)));
+        if !connected || restore.made[wanted].is_none() {
+            continue;
+        }
+        for table in &restore.wanted.processes {
+            let Some(fd) = descriptor_of(restore, table, wanted) else {
+                continue;
+            };
+            let process = find(processes, table)?;
+            for thread in &mut process.threads {
+                let regs = &mut thread.tracee.context_mut()?.regs;
+                let connects = regs.orig_rax == libc::SYS_connect.cast_unsigned() && regs.rdi as i32 == fd;
+                if connects && regs.rax.cast_signed() == RESTARTS {
+                    regs.rax = 0;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Under which number a process has a description.
+fn descriptor_of(restore: &Restore<'_>, table: &Table, wanted: usize) -> Option<i32> {
+    let owner = table.shared_with.and_then(|other| restore.wanted.process(other));
+    let mut slots = owner.unwrap_or(table).slots.iter();
+    let slot = slots.find(|slot| slot.description as usize == wanted)?;
+    Some(slot.fd)
 }
 
 /// Has a holder of each description in asynchronous mode switch that on: the descriptor it names shows in the signals

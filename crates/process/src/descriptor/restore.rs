@@ -132,6 +132,7 @@ pub fn restore(
     late::of_opener(&mut restore, processes)?;
     inotify::restore_all(&restore)?;
     epoll::restore_all(&restore, &epolls, processes)?;
+    late::connects(&restore, processes)?;
     late::flocks(&restore, processes)?;
     late::owners(&restore, processes)?;
     late::posix_locks(&restore, processes)?;
