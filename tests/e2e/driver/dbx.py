@@ -135,6 +135,15 @@ class Sandbox:
         return json.loads(self.box.call("rollback", self.name, to if isinstance(to, str) else to["id"], "--json",
                                         timeout=timeout).stdout)
 
+    def fork(self, checkpoint=None):
+        """A sandbox that goes on from a checkpoint, or from the live state."""
+        name = f"{self.name}-{os.urandom(3).hex()}"
+        options = ["--from", checkpoint["id"]] if checkpoint else []
+        self.box.call("fork", self.name, "--name", name, *options)
+        child = Sandbox.__new__(Sandbox)
+        child.box, child.name, child.conversations = self.box, name, []
+        return child
+
     def put(self, files, directory):
         """Copies host files into a directory of the sandbox, all at once."""
         tar = subprocess.run(["tar", "-c", *sum((["-C", str(p.parent), p.name] for p in files), [])],

@@ -175,29 +175,67 @@ def kill_branches(start):
     p.end()
 
 
-def all_killed(start):
-    """no process at all is left, not even the command's; the probe is talked to through files"""
-    sandbox, name, directory = start.sandbox, start.name, start.directory
-    sandbox.run("mkdir", "-p", directory)
-    sandbox.detach("sh", "-c", f"cd {directory}; exec /probes/{name} --dir {directory}")
+class InFiles:
+    """A probe that is talked to through files, because the streams of its command lead nowhere in what comes of its
+    sandbox."""
 
-    def answer(timeout=15):
+    def __init__(self, start):
+        self.sandbox, self.directory = start.sandbox, start.directory
+        self.sandbox.run("mkdir", "-p", self.directory)
+        self.sandbox.detach("sh", "-c", f"cd {self.directory}; exec /probes/{start.name} --dir {self.directory}")
+        Probe.ready(self.answer(self.sandbox, 40))
+        self.sandbox.run("rm", f"{self.directory}/out")
+
+    def answer(self, sandbox, timeout=15):
         end = time.monotonic() + timeout
         while time.monotonic() < end:
-            text = sandbox.read(f"{directory}/out").strip()
+            text = sandbox.read(f"{self.directory}/out").strip()
             if text:
                 return text
             time.sleep(0.02)
-        raise Timeout("no answer in the file")
+        raise Timeout(f"no answer in the file of {sandbox.name}")
 
-    Probe.ready(answer())
-    sandbox.run("rm", f"{directory}/out")
-    a = sandbox.checkpoint()
-    sandbox.run("sh", "-c", "kill -9 -1", check=False)
-    sandbox.rollback(a)
-    sandbox.sh(f"printf c > {directory}/cmd.new; mv {directory}/cmd.new {directory}/cmd")
-    if (said := answer()) != "PASS":
-        raise Wrong(said)
+    def command(self, sandbox, letter):
+        sandbox.sh(f"cd {self.directory}; rm -f out; printf {letter} > cmd.new; mv cmd.new cmd")
+        return self.answer(sandbox)
+
+    def check(self, sandbox):
+        if (said := self.command(sandbox, "c")) != "PASS":
+            raise Wrong(said)
+
+    def end(self):
+        self.sandbox.run("/probes/kill_all_but", "0", check=False)
+
+
+def all_killed(start):
+    """no process at all is left, not even the command's; the probe is talked to through files"""
+    p = InFiles(start)
+    a = p.sandbox.checkpoint()
+    p.sandbox.run("sh", "-c", "kill -9 -1", check=False)
+    p.sandbox.rollback(a)
+    p.check(p.sandbox)
+
+
+def fork(start):
+    """forks of the live state: neither what the source does nor what another child does is seen in a child"""
+    p = InFiles(start)
+    with p.sandbox.fork() as one, p.sandbox.fork() as other:
+        p.command(one, "m")
+        p.check(p.sandbox)
+        p.check(other)
+    p.end()
+
+
+def fork_of_gone(start):
+    """a fork of a checkpoint whose sandbox is removed, forked once more and removed, too"""
+    p = InFiles(start)
+    a = p.sandbox.checkpoint()
+    p.command(p.sandbox, "m")
+    child = p.sandbox.fork(a)
+    p.sandbox.remove()
+    with child.fork() as grandchild:
+        child.remove()
+        p.check(grandchild)
 
 
 def refused(start):
@@ -223,7 +261,8 @@ def is_refusal(text):
     return "cannot be checkpointed" in text or "cannot be carried" in text
 
 
-SCENARIOS = {f.__name__: f for f in (go_on, often, rollback, killed, ten, branches, kill_branches, all_killed, refused)}
+SCENARIOS = {f.__name__: f for f in (go_on, often, rollback, killed, ten, branches, kill_branches, all_killed, fork, fork_of_gone,
+                                    refused)}
 
 
 class Start:
@@ -265,7 +304,7 @@ def run_probe(box, binaries, name, scenarios):
             results[scenario] = attempt(scenario, Start(sandbox, name, f"/work-{scenario}"))
         except (Failed, Timeout) as e:
             results[scenario] = ("error", f"before the scenario: {e}")
-        if sandbox and (results[scenario][0] not in ("pass", "skip") or scenario == "all_killed"):
+        if sandbox and (results[scenario][0] not in ("pass", "skip") or scenario in ("all_killed", "fork_of_gone")):
             try:
                 sandbox.remove()
             except Timeout:
