@@ -1,5 +1,6 @@
 //! Forks of a sandbox with live processes: until every child has answered a command.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use deltabox_api::{ForkRequest, ForkResult, Forked, Root};
@@ -22,6 +23,7 @@ pub fn run(daemon: &Daemon, rounds: usize) -> Result<()> {
     let mut report = Report::default();
     for count in COUNTS {
         let (mut forks, mut answers, mut children, mut stopped) = Default::default();
+        let mut phases = Vec::new();
         for _ in 0..(rounds / count).clamp(3, 30) {
             let start = Instant::now();
             let result: ForkResult = Samples::time(&mut forks, || {
@@ -32,7 +34,7 @@ pub fn run(daemon: &Daemon, rounds: usize) -> Result<()> {
                 };
                 client.post("/sandboxes/source/fork", &request)
             })?;
-            let names = names(&result, &mut children)?;
+            let names = names(&result, &mut children, &mut phases)?;
             answer(daemon, &names)?;
             Samples::push(&mut answers, start.elapsed().as_secs_f64() * 1e3);
             Samples::push(&mut stopped, result.stopped_ms);
@@ -43,6 +45,7 @@ pub fn run(daemon: &Daemon, rounds: usize) -> Result<()> {
         report.add("  the call", forks);
         report.add("  one child, from its turn", children);
         report.add("  the source stood still", stopped);
+        report.add_phases("one child", &phases);
     }
     client.remove("source")?;
     report.print(&format!(
@@ -52,10 +55,15 @@ pub fn run(daemon: &Daemon, rounds: usize) -> Result<()> {
     Ok(())
 }
 
-fn names(result: &ForkResult, times: &mut Samples) -> Result<Vec<String>> {
+fn names(
+    result: &ForkResult,
+    times: &mut Samples,
+    phases: &mut Vec<BTreeMap<String, f64>>,
+) -> Result<Vec<String>> {
     let name = |child: &Forked| match child {
         Forked::Made(child) => {
             times.push(child.total_ms);
+            phases.push(child.sandbox.phases_ms.clone());
             Ok(child.sandbox.name.clone())
         }
         Forked::Failed { name, error } => Err(format!("{name}: {error}").into()),

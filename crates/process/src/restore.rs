@@ -338,10 +338,11 @@ fn restore_process<H: Host>(
     report.add("mappings", start.elapsed());
 
     let start = Instant::now();
-    let changes = page_changes(&wanted.vmas, &wanted.pages, &live.seen, &scanned.runs, &remapped);
+    let mut changes = page_changes(&wanted.vmas, &wanted.pages, &live.seen, &scanned.runs, &remapped);
     layout::drop_pages(process, &changes.drop)?;
+    report.bytes_written += (changes.fill.len() + changes.write.len()) as u64 * PAGE;
+    changes.write.extend(live.tracker.fill(&changes.fill));
     live.reader.write_pages(&changes.write)?;
-    report.bytes_written += changes.write.len() as u64 * PAGE;
     let mut touched: Vec<(u64, u64)> = Vec::new();
     for (at, _) in &changes.write {
         match touched.last_mut() {

@@ -76,7 +76,7 @@ impl Reader {
     }
 
     /// Writes pages, also where the program may not write.
-    pub fn write_pages(&self, pages: &[(u64, PageRef)]) -> Result<(), TraceError> {
+    pub fn write_pages(&self, pages: &[(u64, &PageRef)]) -> Result<(), TraceError> {
         let pieces: Vec<(u64, &[u8])> = pages
             .iter()
             .map(|(at, page)| (*at, page.bytes().as_slice()))

@@ -110,7 +110,12 @@ impl PageTree {
     }
 
     /// Calls `visit` for every page in `start .. end`, in order.
-    pub fn for_each(&self, start: PageNumber, end: PageNumber, visit: &mut dyn FnMut(PageNumber, &PageRef)) {
+    pub fn for_each<'a>(
+        &'a self,
+        start: PageNumber,
+        end: PageNumber,
+        visit: &mut dyn FnMut(PageNumber, &'a PageRef),
+    ) {
         for_each(self.root.as_ref(), TOP, 0, start, end, visit);
     }
 
@@ -200,13 +205,13 @@ fn any_in(node: Option<&Arc<Node>>, level: u32, base: u64, start: u64, end: u64)
     }
 }
 
-fn for_each(
-    node: Option<&Arc<Node>>,
+fn for_each<'a>(
+    node: Option<&'a Arc<Node>>,
     level: u32,
     base: u64,
     start: u64,
     end: u64,
-    visit: &mut dyn FnMut(PageNumber, &PageRef),
+    visit: &mut dyn FnMut(PageNumber, &'a PageRef),
 ) {
     let Some(node) = node else { return };
     for place in slots(level, base, start, end) {

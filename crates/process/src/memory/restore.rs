@@ -1,7 +1,5 @@
 //! Making the mappings and pages of a process what an image says, given what it has now.
 
-use std::collections::BTreeMap;
-
 use deltabox_sys::vmas::flag;
 
 use super::PAGE;
@@ -240,9 +238,11 @@ fn continues(last: &Vma, next: &Vma) -> bool {
 
 /// What has to be done to pages, once the mappings are as wanted.
 #[derive(Default)]
-pub struct PageChanges {
-    /// Pages to write, by address, in order.
-    pub write: Vec<(u64, PageRef)>,
+pub struct PageChanges<'a> {
+    /// Pages to put into anonymous memory that holds nothing, by address, in order.
+    pub fill: Vec<(u64, &'a PageRef)>,
+    /// Pages to write over what is there, by address, in order.
+    pub write: Vec<(u64, &'a PageRef)>,
     /// Ranges that must hold what the mapping alone makes them (`MADV_DONTNEED`), in order.
     pub drop: Vec<(u64, u64)>,
 }
@@ -250,63 +250,71 @@ pub struct PageChanges {
 /// The pages that differ between the process and `wanted`. `seen` is what was last known of the process, `runs` what
 /// was written since, `remapped` the ranges whose mappings were made anew (and hold nothing).
 #[must_use]
-pub fn page_changes(
+pub fn page_changes<'a>(
     wanted_vmas: &[Vma],
-    wanted: &PageTree,
-    seen: &PageTree,
+    wanted: &'a PageTree,
+    seen: &'a PageTree,
     runs: &[Run],
     remapped: &[(u64, u64)],
-) -> PageChanges {
-    // Every page that may differ, with what it has to be.
-    let mut touched: BTreeMap<PageNumber, Option<PageRef>> = BTreeMap::new();
-    seen.differences(wanted, &mut |page, _, target| {
-        touched.insert(page, target.cloned());
-    });
-    let mut changes = PageChanges::default();
-    let mut dropped: Vec<(u64, u64)> = Vec::new();
-    for run in runs {
-        if run.content {
-            for page in run.start / PAGE..run.end / PAGE {
-                touched.entry(page).or_insert_with(|| wanted.get(page).cloned());
-            }
-        } else {
-            // Nothing is there: only what is wanted there is to do.
-            wanted.for_each(run.start / PAGE, run.end / PAGE, &mut |page, target| {
-                touched.insert(page, Some(target.clone()));
-            });
-            let empty: Vec<PageNumber> = touched
-                .range(run.start / PAGE..run.end / PAGE)
-                .filter_map(|(page, target)| target.is_none().then_some(*page))
-                .collect();
-            empty.iter().for_each(|page| drop(touched.remove(page)));
-        }
-    }
-    for &(start, end) in remapped {
-        let inside: Vec<PageNumber> = touched
-            .range(start / PAGE..end / PAGE)
-            .map(|(page, _)| *page)
-            .collect();
-        inside.iter().for_each(|page| drop(touched.remove(page)));
+) -> PageChanges<'a> {
+    let mut empty: Vec<(u64, u64)> = remapped.to_vec();
+    empty.sort_unstable();
+    // Every page that may differ, with what it has to be and whether nothing is there. Of several entries for a page
+    // the first counts: a new mapping outdoes what was written before, which outdoes what was last seen.
+    let mut touched: Vec<(PageNumber, Option<&PageRef>, bool)> = Vec::new();
+    for &(start, end) in &empty {
         wanted.for_each(start / PAGE, end / PAGE, &mut |page, target| {
-            touched.insert(page, Some(target.clone()));
+            touched.push((page, Some(target), true));
         });
     }
+    let within = |ranges: &[(u64, u64)], page: PageNumber| {
+        let after = ranges.partition_point(|range| range.0 <= page * PAGE);
+        after > 0 && page * PAGE < ranges[after - 1].1
+    };
+    for run in runs {
+        let pages = run.start / PAGE..run.end / PAGE;
+        if run.content {
+            touched.extend(pages.map(|page| (page, wanted.get(page), false)));
+        } else {
+            // Nothing is there: only what is wanted there is to do.
+            wanted.for_each(pages.start, pages.end, &mut |page, target| {
+                touched.push((page, Some(target), false));
+            });
+        }
+    }
+    let gone: Vec<(u64, u64)> = runs
+        .iter()
+        .filter(|run| !run.content)
+        .map(|run| (run.start, run.end))
+        .collect();
+    seen.differences(wanted, &mut |page, _, target| {
+        if target.is_some() || !within(&gone, page) {
+            touched.push((page, target, false));
+        }
+    });
+    // Stable, and made for lists that are sorted in parts.
+    touched.sort_by_key(|entry| entry.0);
+    touched.dedup_by_key(|entry| entry.0);
+    let mut changes = PageChanges::default();
     let mut vmas = wanted_vmas.iter().filter(|vma| vma.is_private()).peekable();
-    for (page, target) in touched {
+    for (page, target, is_new) in touched {
         let address = page * PAGE;
         while vmas.next_if(|vma| vma.end <= address).is_some() {}
-        if vmas.peek().is_none_or(|vma| vma.start > address) {
+        let Some(vma) = vmas.peek().filter(|vma| vma.start <= address) else {
             continue;
-        }
+        };
         match target {
+            Some(target) if is_new && matches!(vma.kind, Kind::Anonymous) => {
+                changes.fill.push((address, target));
+            }
             Some(target) => changes.write.push((address, target)),
-            None => match dropped.last_mut() {
+            None if within(&empty, page) => {}
+            None => match changes.drop.last_mut() {
                 Some((_, end)) if *end == address => *end += PAGE,
-                _ => dropped.push((address, address + PAGE)),
+                _ => changes.drop.push((address, address + PAGE)),
             },
         }
     }
-    changes.drop = dropped;
     changes
 }
 
@@ -496,8 +504,9 @@ mod tests {
         assert_eq!(written, [5, 7, 10]);
         assert_eq!(changes.drop, [(3 * PAGE, 4 * PAGE)]);
         let changes = page_changes(&vmas, &wanted, &seen, &runs, &[(0, 6 * PAGE)]);
+        let filled: Vec<u64> = changes.fill.iter().map(|(at, _)| at / PAGE).collect();
         let written: Vec<u64> = changes.write.iter().map(|(at, _)| at / PAGE).collect();
-        assert_eq!(written, [0, 1, 2, 5, 7, 10]);
+        assert_eq!((filled, written), (vec![0, 1, 2, 5], vec![7, 10]));
         assert_eq!(changes.drop, []);
     }
 }

@@ -16,6 +16,7 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 use super::PAGE;
 use super::maps::{Kind, Vma};
+use super::page_store::PageRef;
 use super::page_tree::PageTree;
 use crate::error::TraceError;
 use crate::ids::HostPid;
@@ -26,6 +27,9 @@ use crate::stop::Process;
 /// Mappings from this size on may be mostly empty (reservations of Go, JVM, V8): protecting what is not there would
 /// fill them with page tables (8 bytes for each page).
 const LARGE: u64 = 64 << 20;
+
+/// From so many pages on, a second thread helps to put them.
+const SHARED_FILL: usize = 1024;
 
 /// Regions taken from the kernel in one call.
 const REGIONS: usize = 4096;
@@ -322,6 +326,29 @@ impl Tracker {
             }
         }
         Ok(())
+    }
+
+    /// Puts pages into anonymous mappings that hold nothing; they do not count as changed. Returns those that could
+    /// not be put: something is there after all (locked memory is filled when it is mapped).
+    #[must_use]
+    pub fn fill<'a>(&self, pages: &[(u64, &'a PageRef)]) -> Vec<(u64, &'a PageRef)> {
+        let put = |pages: &[(u64, &'a PageRef)]| {
+            let contents: Vec<_> = pages.iter().map(|(at, page)| (*at, page.bytes())).collect();
+            pages[uffd::put_pages(&self.uffd, &contents)..].to_vec()
+        };
+        if pages.len() < SHARED_FILL {
+            return put(pages);
+        }
+        let (one, two) = pages.split_at(pages.len() / 2);
+        std::thread::scope(|scope| {
+            let one = scope.spawn(|| put(one));
+            let mut left = put(two);
+            left.extend(
+                one.join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic)),
+            );
+            left
+        })
     }
 
     /// Protects pages that the engine itself has written, so that they do not count as changed.

@@ -113,8 +113,10 @@ impl Engine {
         })?;
         let started = handle.call(move |sandbox| {
             sandbox.queue_durable(vec![checkpoint]);
-            sandbox.rollback(&to)?;
-            Ok(sandbox.info())
+            let made = sandbox.rollback(&to)?;
+            let mut info = sandbox.info();
+            info.phases_ms.extend(made.phases_ms);
+            Ok(info)
         });
         match started {
             Ok(info) => Ok((handle, info)),

@@ -181,7 +181,7 @@ impl Sandbox {
             Live::start(record, shared, Some(&target.frozen), clocks)
         })?;
         let processes = match &target.process_state {
-            Some(state) => live.recreate(state, phases)?,
+            Some(state) => live.make_all(state, phases)?,
             None => Restored::default(),
         };
         self.live = Some(live);
@@ -374,6 +374,11 @@ impl Live {
     /// Makes all processes of a state from nothing; its files are in place.
     pub(super) fn recreate(&mut self, state: &ProcessState, phases: &mut Phases) -> Result<Restored> {
         phases.time("end processes", || self.cell.kill_all())?;
+        self.make_all(state, phases)
+    }
+
+    /// Makes all processes of a state in a cell that has none; its files are in place.
+    fn make_all(&mut self, state: &ProcessState, phases: &mut Phases) -> Result<Restored> {
         self.processes.substitute_externals(state, &self.shared.null)?;
         let root = self.cell.root()?;
         self.processes
