@@ -125,7 +125,9 @@ fn has_done_nothing(
         return Ok(false);
     };
     let rsp = context.regs.rsp;
-    let same = Registers::from(&registers) == was.registers
+    let mut registers = Registers::from(&registers);
+    registers.take_restarted_call(&was.registers);
+    let same = registers == was.registers
         && context.sigmask == was.sigmask
         && memory.is_untouched(rsp)
         && memory.is_untouched(rsp.wrapping_sub(RED_ZONE + 8))

@@ -25,7 +25,18 @@ impl From<&UserRegs> for Registers {
     }
 }
 
+/// Where the number of the system call is.
+const CALL: usize = 15;
+
 impl Registers {
+    /// A call that has been interrupted and restarted goes by the number of `restart_syscall`. If all else shows that it
+    /// is the one of `before`, it has this one's.
+    pub fn take_restarted_call(&mut self, before: &Registers) {
+        if self.0[CALL] == libc::SYS_restart_syscall.cast_unsigned() {
+            self.0[CALL] = before.0[CALL];
+        }
+    }
+
     /// Writes the registers into `regs`.
     pub fn apply(&self, regs: &mut UserRegs) {
         [
