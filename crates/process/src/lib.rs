@@ -31,6 +31,7 @@ pub mod stop;
 pub mod survey;
 pub mod task;
 pub mod thread;
+pub mod timer;
 pub mod tracee;
 pub mod zombie;
 

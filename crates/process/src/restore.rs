@@ -24,7 +24,7 @@ use crate::memory::restore::{is_sealed, page_changes, seals_hold};
 use crate::plan::{self, Plan, PlanError, Present};
 use crate::shared::{Key, SharedMemory};
 use crate::stop::{Process, StopError, Tree};
-use crate::{create, credentials, idle, inject, job_control, layout, task, thread, zombie};
+use crate::{create, credentials, idle, inject, job_control, layout, task, thread, timer, zombie};
 
 /// Why a restore did not succeed.
 #[derive(Debug, Error)]
@@ -426,7 +426,7 @@ fn restore_state(
         }
     }
     if !unchanged.task {
-        task::send_pending(process, &wanted.task, &wanted.threads)?;
+        timer::send_pending(process, &wanted.task, &wanted.threads)?;
     }
     Ok(disturbed)
 }

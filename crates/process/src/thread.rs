@@ -8,7 +8,7 @@ use crate::error::TraceError;
 use crate::ids::{Addr, HostPid, InsidePid};
 use crate::inject::{Arg, Batch, Buffer, CallId};
 use crate::stop::Process;
-use crate::task::PosixTimer;
+use crate::timer::PosixTimer;
 
 /// The general registers, in the order of `struct user_regs_struct`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,6 +23,28 @@ fn probes_survive_checkpoint_rollback_and_death() {
     );
 }
 
+/// Of what is looked for again by its number, its name or its peer: that is where one state can be taken for another.
+#[test]
+fn probes_survive_the_way_from_branch_to_branch() {
+    run_driver(
+        "e2e/driver/probes.py",
+        &[
+            "--scenario",
+            "branches",
+            "--scenario",
+            "ten",
+            "mem_*",
+            "ipc_*",
+            "lock_*",
+            "sock_*",
+            "pipe_*",
+            "fifo_*",
+            "tty_*",
+            "sig_*timer*",
+        ],
+    );
+}
+
 /// A new seed each time, which is printed.
 #[test]
 fn random_states_come_back_exactly() {
