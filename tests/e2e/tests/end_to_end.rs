@@ -42,6 +42,18 @@ fn probes_survive_the_way_from_branch_to_branch() {
             "tty_*",
             "sig_*timer*",
         ],
+        ],
+    );
+}
+
+/// A few of each kind; all of them take minutes: `driver/probes.py --scenario fork --scenario fork_of_gone`.
+#[test]
+fn probes_survive_being_forked() {
+    let arguments = "--scenario fork --scenario fork_of_gone blk_process mem_cow pipe_content run_job_tree \
+                     sig_posix_timer_fires sock_tcp_queued thr_many tty_session";
+    run_driver(
+        "e2e/driver/probes.py",
+        &arguments.split_whitespace().collect::<Vec<_>>(),
     );
 }
 
