@@ -42,7 +42,6 @@ fn probes_survive_the_way_from_branch_to_branch() {
             "tty_*",
             "sig_*timer*",
         ],
-        ],
     );
 }
 
