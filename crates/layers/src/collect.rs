@@ -78,6 +78,8 @@ impl Store {
                 continue;
             };
             match needed.get(&id) {
+                // It is read-only, and there may be thousands.
+                Some(states) if states.iter().any(|state| matches!(state.top, Top::Snapshot(_))) => {}
                 Some(states) => {
                     self.collect_volume(&self.volume(id)?, horizon, states, &claims, &mut collected)?
                 }

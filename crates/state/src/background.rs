@@ -30,6 +30,8 @@ pub(crate) enum Work {
     Hurry,
     /// Remove what a sandbox's limits do not keep.
     Limit(Box<Limit>),
+    /// Give up what an earlier daemon left.
+    Sweep,
     /// Give up everything that nobody needs, and hand its space back; answered when that is done.
     Reclaim(Sender<Result<()>>),
     /// The sandbox is gone: forget its record, and whatever still waits for it.
@@ -154,7 +156,7 @@ impl Worker {
 
     /// `false` ends the worker, after all earlier work was done.
     fn carry_out(&mut self, batch: Vec<Work>) -> bool {
-        let (mut go_on, mut hurry) = (true, false);
+        let (mut go_on, mut hurry, mut removed) = (true, false, false);
         let (mut forget, mut limits, mut reclaim) = (Vec::new(), HashMap::new(), Vec::new());
         for work in batch {
             match work {
@@ -163,12 +165,13 @@ impl Worker {
                 Work::Limit(limit) => drop(limits.insert(limit.sandbox.clone(), limit)),
                 Work::Reclaim(done) => reclaim.push(done),
                 Work::Hurry => hurry = true,
+                Work::Sweep => removed = true,
                 Work::Stop => go_on = false,
                 Work::Forget { sandbox, done } => forget.push((sandbox, done)),
                 Work::Durable(new) => self.gather(*new),
             }
         }
-        let mut removed = !forget.is_empty();
+        removed |= !forget.is_empty();
         for (sandbox, done) in forget {
             let _ = done.send(self.forget_sandbox(&sandbox));
         }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 
 /// A chain that has become longer than this while nothing merged it is merged by whoever makes it longer: from here on
 /// depth is felt more than the merging.
-const LONGEST_CHAIN: usize = 32;
+const LONGEST_CHAIN: usize = 128;
 
 /// The queue to the thread.
 pub(crate) struct Squasher {

@@ -166,7 +166,6 @@ impl Engine {
         for (record, nodes) in &known {
             kept.add(&record.id, nodes.iter().map(|node| node.frozen));
         }
-        kept.collect(&store)?;
         let pool = Arc::new(Pool::start(&config)?);
         let kept = Arc::new(kept);
         let needed = segments_of(&known);
@@ -194,6 +193,8 @@ impl Engine {
             contents: contents.clone(),
             needed,
         })?;
+        // With a long history this takes long, and nobody has to wait for it.
+        background.send(Work::Sweep);
         let null = std::fs::File::options().read(true).write(true).open("/dev/null");
         let null = null
             .map_err(|error| Error::io("cannot open /dev/null", &error))?

@@ -81,6 +81,9 @@ impl Sandbox {
         self.record.current = Some(id.clone());
         self.shared.kept.add(&self.record.id, [record.frozen]);
         self.tree.push(record.clone());
+        if record.process_state.is_some() {
+            self.used(&id);
+        }
         let mut undone = self.take_failed();
         undone.push(record.clone());
         self.queue_durable(undone);
@@ -147,6 +150,9 @@ impl Sandbox {
             if let Some(kept) = self.tree.get_mut(&node.id) {
                 kept.process_state.clone_from(&node.process_state);
             }
+        }
+        if node.process_state.is_some() {
+            self.used(&node.id);
         }
         if node.processes > 0 && node.process_state.is_none() {
             return Err(Error::conflict(format!(

@@ -15,7 +15,7 @@ mod processes;
 mod queue;
 mod thread;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use deltabox_api::{CheckpointInfo, ExecInfo, Log, SandboxInfo, SandboxStatus, Stats};
@@ -39,6 +39,10 @@ use crate::tree::Tree;
 /// Told when a checkpoint has become durable, or why it will not.
 pub type DurableReply = Box<dyn FnOnce(Result<()>) + Send>;
 
+/// Process halves of checkpoints that stay in memory; others are read when they are needed. Few in debug builds, so that
+/// tests meet it.
+const MOST_IN_MEMORY: usize = if cfg!(debug_assertions) { 8 } else { 512 };
+
 /// A sandbox as the thread that owns it sees it.
 pub struct Sandbox {
     pub(crate) record: SandboxRecord,
@@ -55,6 +59,8 @@ pub struct Sandbox {
     waiting: HashMap<CheckpointId, Vec<DurableReply>>,
     /// Checkpoints that could not be made durable.
     failed: Vec<CheckpointId>,
+    /// Checkpoints whose process half is in memory, the one used last at the end.
+    in_memory: VecDeque<CheckpointId>,
     /// The sandbox's own queue, so that background work can report back.
     handle: Handle,
 }
@@ -80,6 +86,7 @@ impl Sandbox {
             next_sequence,
             waiting: HashMap::new(),
             failed: Vec::new(),
+            in_memory: VecDeque::new(),
             handle,
         }
     }
@@ -196,6 +203,31 @@ impl Sandbox {
         }
     }
 
+    /// Notes that the process half of a checkpoint has just been used.
+    fn used(&mut self, id: &CheckpointId) {
+        self.in_memory.retain(|other| other != id);
+        self.in_memory.push_back(id.clone());
+    }
+
+    /// Drops process halves that were used longest ago and can be read back, so that memory does not grow with history.
+    fn leave_memory(&mut self) {
+        let mut gone = Vec::new();
+        let excess = self.in_memory.len().saturating_sub(MOST_IN_MEMORY);
+        for _ in 0..excess {
+            let Some(id) = self.in_memory.pop_front() else {
+                break;
+            };
+            match self.tree.get_mut(&id) {
+                Some(node) if node.durable && node.saved.is_some() => gone.push(node.process_state.take()),
+                Some(node) if node.process_state.is_some() => self.in_memory.push_back(id),
+                _ => {}
+            }
+        }
+        if !gone.is_empty() {
+            self.shared.background.send(Work::Drop(Box::new(gone)));
+        }
+    }
+
     /// Reported by the background worker after it synced and wrote (or failed to write) these checkpoints.
     pub(crate) fn made_durable(&mut self, written: &[CheckpointRecord], result: &Result<()>) {
         for record in written {
@@ -213,6 +245,7 @@ impl Sandbox {
             }
         }
         if !written.is_empty() {
+            self.leave_memory();
             self.keep_within_limits();
         }
     }

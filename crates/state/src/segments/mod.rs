@@ -13,6 +13,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use deltabox_process::{PageRef, PageStore, PageTree, WeakPage};
@@ -51,8 +52,10 @@ impl Saved {
 pub(crate) struct Segments {
     directory: PathBuf,
     known: Mutex<Known>,
-    /// Pages that have been read and are in use, by where they are.
+    /// Pages that are on disk and in use, by where they are.
     read: Mutex<HashMap<u64, WeakPage>>,
+    /// How many of these there may be before those that are not in use are looked for.
+    forget_at: AtomicUsize,
 }
 
 type Present = HashMap<SegmentId, u64>;
@@ -88,6 +91,7 @@ impl Segments {
             directory,
             known: Mutex::new(known),
             read: Mutex::default(),
+            forget_at: AtomicUsize::default(),
         })
     }
 
@@ -117,9 +121,13 @@ impl Segments {
         let mut known = self.known.lock().expect("not poisoned");
         Arc::make_mut(&mut known.present).insert(id, bytes);
         drop(known);
+        let mut read = self.read.lock().expect("not poisoned");
         for (page, place) in placed {
             page.note_copy(place.packed());
+            read.insert(place.packed(), page.downgrade());
         }
+        drop(read);
+        self.forget_pages();
         Ok(Saved {
             segment: id,
             pages,
@@ -183,8 +191,18 @@ impl Segments {
                 tracing::warn!(%error, segment = id.0, "a segment could not be removed");
             }
         }
+        self.forget_pages();
+    }
+
+    /// Forgets pages that are not in use any more, when there may be as many as others.
+    fn forget_pages(&self) {
         let mut read = self.read.lock().expect("not poisoned");
-        read.retain(|_, page| page.upgrade().is_some());
+        if read.len() > self.forget_at.load(Ordering::Relaxed) {
+            read.retain(|_, page| page.upgrade().is_some());
+            let most = read.len() * 2 + 1024;
+            read.shrink_to(most);
+            self.forget_at.store(most, Ordering::Relaxed);
+        }
     }
 
     fn open_file(&self, id: SegmentId) -> io::Result<File> {
