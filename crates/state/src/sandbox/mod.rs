@@ -41,7 +41,7 @@ pub type DurableReply = Box<dyn FnOnce(Result<()>) + Send>;
 
 /// Process halves of checkpoints that stay in memory; others are read when they are needed. Few in debug builds, so that
 /// tests meet it.
-const MOST_IN_MEMORY: usize = if cfg!(debug_assertions) { 8 } else { 512 };
+const MOST_IN_MEMORY: usize = if cfg!(debug_assertions) { 8 } else { 256 };
 
 /// A sandbox as the thread that owns it sees it.
 pub struct Sandbox {
