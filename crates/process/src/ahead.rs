@@ -36,8 +36,8 @@ pub(crate) struct Ahead {
     written: Vec<(u64, u64)>,
     /// Of that, what could not be read.
     unread: Vec<Run>,
-    /// Bytes that were read.
-    pub(crate) read: u64,
+    /// Bytes that were read and stored.
+    pub(crate) taken: Taken,
 }
 
 impl Ahead {
@@ -151,8 +151,9 @@ impl<H: Host> Engine<H> {
             &mut self.buffer,
         );
         match taken {
-            Ok(Taken { read, .. }) => {
-                live.ahead.read += read;
+            Ok(Taken { read, stored }) => {
+                live.ahead.taken.read += read;
+                live.ahead.taken.stored += stored;
                 Ok(read)
             }
             // Something was unmapped meanwhile.

@@ -101,9 +101,9 @@ impl<H: Host> Stopped<'_, H> {
         let Scanned { vmas, runs, .. } = &scanned;
         let taken = absorb(&live.reader, vmas, runs, &mut live.seen, &store, &mut buffer)?;
         forget_unmapped(vmas, &mut live.seen);
-        live.delta = Some(scanned.read_ahead + taken.read);
+        live.delta = Some(scanned.taken_ahead.read + taken.read);
         report.bytes_read += taken.read;
-        report.bytes_stored += taken.stored;
+        report.bytes_stored += scanned.taken_ahead.stored + taken.stored;
         report.add("pages", start.elapsed());
 
         let start = Instant::now();

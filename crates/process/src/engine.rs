@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::ids::{Addr, HostPid, InsidePid};
 use crate::image::{Identity, ProcessImage, Report};
 use crate::ipc::{self, Ipc};
-use crate::memory::capture::Reader;
+use crate::memory::capture::{Reader, Taken};
 use crate::memory::maps::{self, Vma};
 use crate::memory::page_store::PageStore;
 use crate::memory::page_tree::PageTree;
@@ -65,8 +65,8 @@ pub(crate) struct Scanned {
     pub(crate) runs: Vec<Run>,
     /// What was written since it was last let go, which is more where memory has been copied ahead.
     pub(crate) written: Vec<(u64, u64)>,
-    /// Bytes that have been copied ahead.
-    pub(crate) read_ahead: u64,
+    /// What has been copied ahead.
+    pub(crate) taken_ahead: Taken,
     /// What it was then, if that is known. The writes having been looked at, this is the only chance to compare.
     pub(crate) known: Option<Arc<ProcessImage>>,
 }
@@ -198,13 +198,13 @@ impl<H: Host> Engine<H> {
         let known = live.known.take();
         let ahead = std::mem::take(&mut live.ahead);
         let runs = ahead.complete(live.tracker.scan(&vmas, &live.seen)?, &vmas);
-        let read_ahead = ahead.read;
+        let taken_ahead = ahead.taken;
         let written = ahead.all_written(&runs);
         Ok(Scanned {
             vmas,
             runs,
             written,
-            read_ahead,
+            taken_ahead,
             known,
         })
     }

@@ -29,6 +29,7 @@ fn what_is_not_written_again_is_not_read_during_the_stop() {
     python.ask("import os; memory = bytearray(os.urandom(1 << 20) * 64)");
     let (first, report) = sandbox.checkpoint_ahead();
     assert!(report.bytes_read < 4 << 20, "{}", report.bytes_read);
+    assert!(report.bytes_stored >= 64 << 20, "{}", report.bytes_stored);
     assert!(
         first
             .processes
