@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
@@ -96,15 +97,24 @@ fn a_killed_daemon_leaves_nothing_behind_and_loses_no_durable_checkpoint() {
 
 /// Tells the witness words, checkpoints and rolls back until the daemon is gone; returns what each checkpoint known to be
 /// durable remembers.
-fn load_witness(home: &Home, mut words: String, random: &mut Random) -> Vec<(String, String)> {
+fn load_witness(
+    home: &Home,
+    mut words: String,
+    random: &mut Random,
+    killed: &AtomicBool,
+) -> Vec<(String, String)> {
     let mut durable: Vec<(String, String)> = Vec::new();
+    // A command that comes after the kill would start the next daemon, and a rollback would bring the sandbox back.
+    let goes_on = || !killed.load(Ordering::SeqCst);
     for step in 0.. {
         let word = format!("w{}", random.below(1000));
         let script = witness::telling(&word);
-        if !home
-            .output(&["exec", "box", "--", "/bin/sh", "-euc", &script])
-            .status
-            .success()
+        if !goes_on()
+            || !home
+                .output(&["exec", "box", "--", "/bin/sh", "-euc", &script])
+                .status
+                .success()
+            || !goes_on()
         {
             break;
         }
@@ -117,7 +127,7 @@ fn load_witness(home: &Home, mut words: String, random: &mut Random) -> Vec<(Str
         if made["durable"] == true {
             durable.push((made["id"].as_str().unwrap().to_owned(), words.clone()));
         }
-        if step % 4 == 3 && !durable.is_empty() {
+        if step % 4 == 3 && !durable.is_empty() && goes_on() {
             let (id, then) = &durable[random.below(durable.len())];
             words.clone_from(then);
             if !home.output(&["rollback", "box", id]).status.success() {
@@ -139,11 +149,14 @@ fn processes_of_durable_checkpoints_outlive_daemons_killed_under_load() {
     let mut known = vec![(first, "first".to_owned())];
     let mut words = "first".to_owned();
     for _ in 0..setting("DELTABOX_CRASH_ROUNDS", ROUNDS) {
+        let killed = Arc::new(AtomicBool::new(false));
         let worker = std::thread::spawn({
             let (home, words, mut random) = (home.clone(), words.clone(), random.split());
-            move || load_witness(&home, words, &mut random)
+            let killed = killed.clone();
+            move || load_witness(&home, words, &mut random, &killed)
         });
         std::thread::sleep(Duration::from_millis(100 + random.below(1500) as u64));
+        killed.store(true, Ordering::SeqCst);
         home.kill_daemon();
         known.extend(worker.join().unwrap());
         // Starts the next one.
