@@ -14,6 +14,7 @@ static long work(int cmd) {
         op(0, 1, SEM_UNDO), op(1, 32767, SEM_UNDO), op(1, -32767, 0), op(2, 5, 0), op(2, -5, SEM_UNDO);
         op(3, 9, SEM_UNDO), op(3, -9, SEM_UNDO), op(89, 300, SEM_UNDO);
     }
+    if (cmd == 'm') op(0, 2, SEM_UNDO), op(2, 6, SEM_UNDO), op(3, 7, 0), op(89, 1, SEM_UNDO);
     if (cmd == 't') op(0, 3, SEM_UNDO); /* the same list as the main thread's */
     return 0;
 }
@@ -50,7 +51,7 @@ static void check(void) {
 }
 static void mutate(void) {
     unsigned short v[N] = {0};
-    ask(&a, 's');
+    ask(&a, 'm');
     ask(&t, 't');
     TRY(semctl(id, 0, SETALL, v));
     op(7, 7, SEM_UNDO);
