@@ -65,6 +65,19 @@ pub struct Freeze {
     pub phases: Phases,
 }
 
+impl Freeze {
+    /// The mount stays as it is.
+    fn in_place(frozen: Frozen, unchanged: bool, clock: Clock) -> Self {
+        Self {
+            frozen,
+            unchanged,
+            mount: None,
+            retired: None,
+            phases: clock.phases,
+        }
+    }
+}
+
 /// What a rollback gives.
 #[derive(Debug)]
 pub struct Switched {
@@ -259,15 +272,21 @@ impl FileState {
             self.ahead.misses = (self.ahead.misses + 1) % RETRY;
             return self.store.flush();
         }
+        let (frozen, committed) = self.take_snapshot()?;
+        let baseline = Baseline::of_running(&self.live.package, committed)?;
+        self.ahead.state = Some((frozen, baseline));
+        Ok(())
+    }
+
+    /// A read-only snapshot of the volume, and the transaction it was committed in.
+    fn take_snapshot(&self) -> Result<(Frozen, u64)> {
         let package = &self.live.package;
         let volume = self.store.snapshot(&package.volume, true)?;
         let frozen = Frozen {
             volume: volume.id,
             top: Top::Snapshot(package.id),
         };
-        let baseline = Baseline::of_running(package, volume.info()?.created_in)?;
-        self.ahead.state = Some((frozen, baseline));
-        Ok(())
+        Ok((frozen, volume.info()?.created_in))
     }
 
     fn forget_ahead(&mut self) {
@@ -297,23 +316,11 @@ impl FileState {
             && let Some(frozen) = self.take_ahead()?
         {
             clock.lap("look");
-            return Ok(Freeze {
-                frozen,
-                unchanged: false,
-                mount: None,
-                retired: None,
-                phases: clock.phases,
-            });
+            return Ok(Freeze::in_place(frozen, false, clock));
         }
         if !self.is_changed()? {
             clock.lap("look");
-            return Ok(Freeze {
-                frozen: self.last,
-                unchanged: true,
-                mount: None,
-                retired: None,
-                phases: clock.phases,
-            });
+            return Ok(Freeze::in_place(self.last, true, clock));
         }
         clock.lap("look");
         hardlinks::complete(&self.live, &self.store, &self.base)?;
@@ -383,23 +390,12 @@ impl FileState {
     }
 
     fn snapshot(&mut self, since: Tick, mut clock: Clock) -> Result<Freeze> {
-        let package = &self.live.package;
-        let volume = self.store.snapshot(&package.volume, true)?;
+        let (frozen, committed) = self.take_snapshot()?;
         clock.lap("snapshot");
-        let frozen = Frozen {
-            volume: volume.id,
-            top: Top::Snapshot(package.id),
-        };
-        self.baseline = Baseline::of_subvolume(package, volume.info()?.created_in, since)?;
+        self.baseline = Baseline::of_subvolume(&self.live.package, committed, since)?;
         self.last = frozen;
         clock.lap("publish");
-        Ok(Freeze {
-            frozen,
-            unchanged: false,
-            mount: None,
-            retired: None,
-            phases: clock.phases,
-        })
+        Ok(Freeze::in_place(frozen, false, clock))
     }
 
     /// Makes `frozen` the live state. Nothing has changed when this fails.

@@ -176,6 +176,7 @@ fn resident(pid: HostPid) -> u64 {
 mod tests {
     use super::*;
     use crate::memory::maps::Kind;
+    use crate::test_images::vma;
 
     fn run(start: u64, end: u64) -> Run {
         Run {
@@ -198,14 +199,6 @@ mod tests {
 
     #[test]
     fn what_could_not_be_read_is_read_later_if_it_is_still_there() {
-        let vma = |start, end, kind| Vma {
-            start,
-            end,
-            protection: 3,
-            kind,
-            label: String::new(),
-            flags: 0,
-        };
         let vmas = [
             vma(0x1000, 0x3000, Kind::Anonymous),
             vma(0x3000, 0x4000, Kind::Kernel("[vvar]".to_owned())),

@@ -154,17 +154,7 @@ fn name(pid: HostPid, tid: HostPid, size: usize) -> Result<Vec<u8>, TraceError> 
 mod tests {
     use super::*;
     use crate::memory::maps::Kind;
-
-    fn vma(start: u64, end: u64, kind: Kind) -> Vma {
-        Vma {
-            start,
-            end,
-            protection: 3,
-            kind,
-            label: String::new(),
-            flags: 0,
-        }
-    }
+    use crate::test_images::vma;
 
     #[test]
     fn only_followed_pages_can_be_untouched() {

@@ -75,6 +75,16 @@ pub fn threads(pid: HostPid) -> Result<Vec<HostPid>, TraceError> {
     Ok(found)
 }
 
+/// The children of one thread (`CONFIG_PROC_CHILDREN`).
+pub fn children(pid: HostPid, tid: HostPid) -> Result<Vec<HostPid>, TraceError> {
+    let text = read_text(pid, &format!("task/{tid}/children"))?;
+    Ok(text
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .filter_map(HostPid::new)
+        .collect())
+}
+
 /// What is needed of `/proc/PID/status`.
 #[derive(Debug, Clone, Default)]
 pub struct Status {

@@ -94,6 +94,13 @@ fn numbers(metadata: &Metadata) -> Key {
     (device, metadata.ino())
 }
 
+/// The wanted object with this key, if it has not been found yet.
+fn missing<'i>(images: &'i [SharedImage], found: &HashMap<Key, File>, key: Key) -> Option<&'i SharedImage> {
+    images
+        .iter()
+        .find(|image| image.key == key && !found.contains_key(&key))
+}
+
 /// What is behind a mapping, and how the kernel names it, if its content has to be kept here.
 fn object_of(vma: &Vma) -> Option<(Key, &str)> {
     match &vma.kind {
@@ -269,8 +276,7 @@ impl SharedMemory {
                 } else {
                     self.name(roots, numbers)
                 };
-                let image = images.iter().find(|image| image.key == key);
-                let Some(image) = image.filter(|_| !files.contains_key(&key)) else {
+                let Some(image) = missing(images, files, key) else {
                     continue;
                 };
                 let failed = |source| procfs::failed(*pid, "map_files", source);
@@ -302,8 +308,7 @@ impl SharedMemory {
                 let path = entry.map_err(failed)?.path();
                 let metadata = std::fs::metadata(&path).map_err(failed)?;
                 let key = self.name(roots, numbers(&metadata));
-                let image = images.iter().find(|image| image.key == key);
-                let Some(image) = image.filter(|_| metadata.nlink() == 0 && !files.contains_key(&key)) else {
+                let Some(image) = missing(images, files, key).filter(|_| metadata.nlink() == 0) else {
                     continue;
                 };
                 let file = File::options()

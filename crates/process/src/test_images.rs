@@ -3,6 +3,7 @@
 use crate::credentials::Credentials;
 use crate::ids::InsidePid;
 use crate::image::{Identity, Place, ProcessImage};
+use crate::memory::maps::{Kind, Vma};
 use crate::memory::page_tree::PageTree;
 use crate::task::{MemoryLayout, TaskImage};
 
@@ -44,5 +45,17 @@ pub(crate) fn process(pid: i32, parent: i32, session: i32) -> ProcessImage {
         threads: Vec::new(),
         vmas: Vec::new(),
         pages: PageTree::new(),
+    }
+}
+
+/// A readable and writable mapping without a name.
+pub(crate) fn vma(start: u64, end: u64, kind: Kind) -> Vma {
+    Vma {
+        start,
+        end,
+        protection: 3,
+        kind,
+        label: String::new(),
+        flags: 0,
     }
 }

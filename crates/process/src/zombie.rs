@@ -1,7 +1,7 @@
 //! Processes that have ended and have not been waited for. They are part of what their parents can see.
 
 use crate::error::TraceError;
-use crate::ids::{HostPid, InsidePid};
+use crate::ids::InsidePid;
 use crate::image::ZombieImage;
 use crate::procfs;
 use crate::stop::Tree;
@@ -12,7 +12,7 @@ pub fn find(tree: &Tree) -> Result<Vec<ZombieImage>, TraceError> {
     let mut found = Vec::new();
     for process in &tree.processes {
         for thread in &process.threads {
-            for child in children(process.pid(), thread.tracee.tid())? {
+            for child in procfs::children(process.pid(), thread.tracee.tid())? {
                 if tree.processes.iter().any(|other| other.pid() == child) {
                     continue;
                 }
@@ -34,14 +34,4 @@ pub fn find(tree: &Tree) -> Result<Vec<ZombieImage>, TraceError> {
         }
     }
     Ok(found)
-}
-
-/// The children of one thread (`CONFIG_PROC_CHILDREN`).
-fn children(pid: HostPid, tid: HostPid) -> Result<Vec<HostPid>, TraceError> {
-    let text = procfs::read_text(pid, &format!("task/{tid}/children"))?;
-    Ok(text
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .filter_map(HostPid::new)
-        .collect())
 }

@@ -11,11 +11,6 @@ use super::error::{Error, reading};
 use crate::inject::{Arg, Batch};
 use crate::stop::Process;
 
-/// An `int` as an argument of a system call.
-pub(super) fn number(value: i32) -> Arg {
-    Arg::from(i64::from(value).cast_unsigned())
-}
-
 /// The descriptors a process has open at this moment.
 pub(super) fn open_now(process: &Process) -> Result<BTreeSet<i32>, Error> {
     let failed = |source| Error::Read {
@@ -76,7 +71,7 @@ pub(super) fn take(process: &mut Process, fd: i32) -> Result<OwnedFd, Error> {
     let pulled = pidfd_getfd(&pidfd, fd, PidfdGetfdFlags::empty())
         .map_err(|e| reading(process.inside(), "a duplicate of a descriptor", e));
     let mut batch = Batch::new();
-    batch.call(libc::SYS_close, &[number(fd)]);
+    batch.call(libc::SYS_close, &[Arg::from(fd)]);
     process.run(&mut batch)?;
     pulled
 }

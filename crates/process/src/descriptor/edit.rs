@@ -55,10 +55,6 @@ struct Channel {
     spare: i32,
 }
 
-fn number(value: i32) -> Arg {
-    Arg::from(i64::from(value).cast_unsigned())
-}
-
 const CLOEXEC: i32 = libc::O_CLOEXEC;
 
 /// Applies an edit.
@@ -71,14 +67,14 @@ pub(super) fn apply(process: &mut Process, pidfd: BorrowedFd<'_>, mut edit: Edit
     let mut steps: Vec<(CallId, &'static str, Option<i32>)> = Vec::new();
     for &fd in &edit.close {
         // EINTR and EIO of close(2) are about the data; the descriptor is gone in any case.
-        batch.call(libc::SYS_close, &[number(fd)]);
+        batch.call(libc::SYS_close, &[Arg::from(fd)]);
         edit.open.remove(&fd);
     }
     for &(fd, on) in &edit.mark {
         let flag = if on { libc::FD_CLOEXEC } else { 0 };
         let call = batch.call(
             libc::SYS_fcntl,
-            &[number(fd), number(libc::F_SETFD), number(flag)],
+            &[Arg::from(fd), Arg::from(libc::F_SETFD), Arg::from(flag)],
         );
         steps.push((call, "change close-on-exec", None));
     }
@@ -183,16 +179,25 @@ fn open_channel(
     let kind = libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC;
     let call = batch.call(
         libc::SYS_socketpair,
-        &[number(libc::AF_UNIX), number(kind), number(0), pair.into()],
+        &[
+            Arg::from(libc::AF_UNIX),
+            Arg::from(kind),
+            Arg::from(0),
+            pair.into(),
+        ],
     );
     steps.push((call, "make a socket pair", Some(0)));
     if second != inner {
         let call = batch.call(
             libc::SYS_fcntl,
-            &[number(second), number(libc::F_DUPFD_CLOEXEC), number(inner)],
+            &[
+                Arg::from(second),
+                Arg::from(libc::F_DUPFD_CLOEXEC),
+                Arg::from(inner),
+            ],
         );
         steps.push((call, "move a descriptor out of the way", Some(inner)));
-        let call = batch.call(libc::SYS_close, &[number(second)]);
+        let call = batch.call(libc::SYS_close, &[Arg::from(second)]);
         steps.push((call, "close a descriptor", Some(0)));
     }
     edit.open.insert(inner);
@@ -242,7 +247,7 @@ fn receive(
     let mut batch = Batch::new();
     let mut steps = Vec::new();
     if first {
-        let call = batch.call(libc::SYS_close, &[number(channel.spare)]);
+        let call = batch.call(libc::SYS_close, &[Arg::from(channel.spare)]);
         steps.push((call, "close a descriptor", Some(0)));
         open.remove(&channel.spare);
     }
@@ -253,7 +258,7 @@ fn receive(
         place(&mut batch, &mut steps, open, arrived, &install.place);
     }
     if last {
-        let call = batch.call(libc::SYS_close, &[number(channel.inner)]);
+        let call = batch.call(libc::SYS_close, &[Arg::from(channel.inner)]);
         steps.push((call, "close a descriptor", Some(0)));
         open.remove(&channel.inner);
     }
@@ -276,7 +281,10 @@ fn receive_one(batch: &mut Batch, socket: i32) -> CallId {
     batch.link(header, 16, vector);
     batch.link(header, 32, control);
     let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
-    batch.call(libc::SYS_recvmsg, &[number(socket), header.into(), number(flags)])
+    batch.call(
+        libc::SYS_recvmsg,
+        &[Arg::from(socket), header.into(), Arg::from(flags)],
+    )
 }
 
 /// Moves what arrived to where it belongs.
@@ -294,32 +302,37 @@ fn place(
                 if fd == arrived {
                     stays = true;
                     if !close_on_exec {
-                        let call =
-                            batch.call(libc::SYS_fcntl, &[number(fd), number(libc::F_SETFD), number(0)]);
+                        let call = batch.call(
+                            libc::SYS_fcntl,
+                            &[Arg::from(fd), Arg::from(libc::F_SETFD), Arg::from(0)],
+                        );
                         steps.push((call, "change close-on-exec", Some(0)));
                     }
                 } else {
                     let flags = if close_on_exec { CLOEXEC } else { 0 };
-                    let call = batch.call(libc::SYS_dup3, &[number(arrived), number(fd), number(flags)]);
+                    let call = batch.call(
+                        libc::SYS_dup3,
+                        &[Arg::from(arrived), Arg::from(fd), Arg::from(flags)],
+                    );
                     steps.push((call, "move a descriptor to its number", Some(fd)));
                 }
                 open.insert(fd);
             }
         }
         Destination::WorkingDirectory => {
-            let call = batch.call(libc::SYS_fchdir, &[number(arrived)]);
+            let call = batch.call(libc::SYS_fchdir, &[Arg::from(arrived)]);
             steps.push((call, "change its working directory", Some(0)));
         }
         Destination::RootDirectory => {
             let dot = batch.input_str(b".");
-            let call = batch.call(libc::SYS_fchdir, &[number(arrived)]);
+            let call = batch.call(libc::SYS_fchdir, &[Arg::from(arrived)]);
             steps.push((call, "change its working directory", Some(0)));
             let call = batch.call(libc::SYS_chroot, &[dot.into()]);
             steps.push((call, "change its root directory", Some(0)));
         }
     }
     if !stays {
-        let call = batch.call(libc::SYS_close, &[number(arrived)]);
+        let call = batch.call(libc::SYS_close, &[Arg::from(arrived)]);
         steps.push((call, "close a descriptor", Some(0)));
     }
 }

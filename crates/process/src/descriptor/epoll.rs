@@ -282,14 +282,18 @@ fn apply(
 }
 
 fn control(process: &mut Process, epoll: i32, operation: i32, target: &Target) -> Result<(), Error> {
-    let number = |value: i32| Arg::from(i64::from(value).cast_unsigned());
     let mut batch = Batch::new();
     // struct epoll_event is packed on x86-64: 4 bytes of events, 8 of data.
     let event = [&target.events.to_ne_bytes()[..], &target.data.to_ne_bytes()[..]].concat();
     let event = batch.input(&event);
     let call = batch.call(
         libc::SYS_epoll_ctl,
-        &[number(epoll), number(operation), number(target.fd), event.into()],
+        &[
+            Arg::from(epoll),
+            Arg::from(operation),
+            Arg::from(target.fd),
+            event.into(),
+        ],
     );
     process.run(&mut batch)?;
     batch.result(call).map(drop).map_err(|source| Error::Act {

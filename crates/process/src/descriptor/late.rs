@@ -27,10 +27,6 @@ fn act(table: &Table, what: &'static str, source: Errno) -> Error {
     }
 }
 
-fn number(value: i32) -> Arg {
-    Arg::from(i64::from(value).cast_unsigned())
-}
-
 /// `struct flock`.
 fn flock(kind: i32, start: i64, len: i64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(32);
@@ -97,7 +93,7 @@ pub(super) fn flocks(restore: &Restore<'_>, processes: &mut [Process]) -> Result
         let take = |process: &mut Process, fd: i32| {
             let mode = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
             borrow::call(process, "take the lock of a file again", |batch| {
-                batch.call(libc::SYS_flock, &[number(fd), number(mode | libc::LOCK_NB)])
+                batch.call(libc::SYS_flock, &[Arg::from(fd), Arg::from(mode | libc::LOCK_NB)])
             })
         };
         match descriptor_of(restore, table, wanted) {
@@ -173,17 +169,27 @@ fn ask_for_signals(process: &mut Process, table: &Table, fd: i32, wanted: &Descr
     let (kind, number_of, signal) = wanted.owner.map_or((0, 0, 0), |o| (o.kind, o.number.0, o.signal));
     let owner = batch.input(&[kind.to_ne_bytes(), number_of.to_ne_bytes()].concat());
     // It may be gone by now: then there is nobody to send signals to, now as then.
-    batch.call(libc::SYS_fcntl, &[number(fd), number(SETOWN_EX), owner.into()]);
-    let signal = batch.call(libc::SYS_fcntl, &[number(fd), number(SETSIG), number(signal)]);
+    batch.call(
+        libc::SYS_fcntl,
+        &[Arg::from(fd), Arg::from(SETOWN_EX), owner.into()],
+    );
+    let signal = batch.call(
+        libc::SYS_fcntl,
+        &[Arg::from(fd), Arg::from(SETSIG), Arg::from(signal)],
+    );
     let flags = (wanted.flags & SETTABLE).cast_signed();
     // Off first: it may be on by another descriptor.
     batch.call(
         libc::SYS_fcntl,
-        &[number(fd), number(libc::F_SETFL), number(flags & !libc::O_ASYNC)],
+        &[
+            Arg::from(fd),
+            Arg::from(libc::F_SETFL),
+            Arg::from(flags & !libc::O_ASYNC),
+        ],
     );
     let on = batch.call(
         libc::SYS_fcntl,
-        &[number(fd), number(libc::F_SETFL), number(flags)],
+        &[Arg::from(fd), Arg::from(libc::F_SETFL), Arg::from(flags)],
     );
     process.run(&mut batch)?;
     for call in [signal, on] {
@@ -222,7 +228,10 @@ fn release(
         });
         if kept {
             let all = batch.input(&flock(libc::F_UNLCK, 0, 0));
-            batch.call(libc::SYS_fcntl, &[number(fd), number(libc::F_SETLK), all.into()]);
+            batch.call(
+                libc::SYS_fcntl,
+                &[Arg::from(fd), Arg::from(libc::F_SETLK), all.into()],
+            );
         }
     }
     let process = find(processes, table)?;
@@ -244,7 +253,7 @@ fn take(processes: &mut [Process], table: &Table) -> Result<(), Error> {
         let range = batch.input(&flock(kind, lock.start, lock.len));
         batch.call(
             libc::SYS_fcntl,
-            &[number(lock.fd), number(libc::F_SETLK), range.into()],
+            &[Arg::from(lock.fd), Arg::from(libc::F_SETLK), range.into()],
         );
     }
     find(processes, table)?.run(&mut batch)?;
@@ -299,7 +308,7 @@ fn open_terminal(
     let flags = (flags | libc::O_CLOEXEC as u32 | libc::O_NOCTTY as u32) as i32;
     let open = batch.call(
         libc::SYS_openat,
-        &[number(libc::AT_FDCWD), path.into(), number(flags)],
+        &[Arg::from(libc::AT_FDCWD), path.into(), Arg::from(flags)],
     );
     process.run(&mut batch)?;
     let fd = batch
@@ -311,7 +320,7 @@ fn open_terminal(
     let pulled = pidfd_getfd(live.pidfd.as_fd(), fd, PidfdGetfdFlags::empty())
         .map_err(|e| act(table, "hand out its controlling terminal", e));
     let mut batch = Batch::new();
-    batch.call(libc::SYS_close, &[number(fd)]);
+    batch.call(libc::SYS_close, &[Arg::from(fd)]);
     process.run(&mut batch)?;
     pulled
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, bad_state, making};
 use super::live::{Live, LiveDescription};
-use crate::ids::InsidePid;
+use crate::ids::{HostPid, InsidePid};
+use crate::procfs;
 
 /// A pidfd.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,7 +56,8 @@ fn find(live: &Live, number: InsidePid) -> Result<Pid, Error> {
             if inner_number(process.pid, thread) == Some(number) {
                 return Ok(thread);
             }
-            for child in children(process.pid, thread) {
+            let children = procfs::children(process.pid.into(), thread.into()).unwrap_or_default();
+            for child in children.into_iter().map(HostPid::pid) {
                 if inner_number(child, child) == Some(number) {
                     return Ok(child);
                 }
@@ -78,14 +80,6 @@ fn threads(pid: Pid) -> Vec<Pid> {
         .filter_map(number)
         .filter_map(Pid::from_raw)
         .collect()
-}
-
-/// The children of one thread (`CONFIG_PROC_CHILDREN`).
-fn children(pid: Pid, thread: Pid) -> Vec<Pid> {
-    let (pid, thread) = (pid.as_raw_nonzero(), thread.as_raw_nonzero());
-    let text = std::fs::read_to_string(format!("/proc/{pid}/task/{thread}/children")).unwrap_or_default();
-    let number = |word: &str| Pid::from_raw(word.parse().ok()?);
-    text.split_whitespace().filter_map(number).collect()
 }
 
 fn inner_number(pid: Pid, thread: Pid) -> Option<InsidePid> {

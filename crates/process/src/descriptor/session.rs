@@ -111,13 +111,9 @@ pub(super) fn set_foreground(
 /// Makes a terminal the controlling one of the session that the process leads.
 pub(super) fn take(process: &mut Process, terminal: i32) -> Result<(), Error> {
     // Refused when the session has another one, which then stays.
-    let args = [number(terminal), Arg::from(libc::TIOCSCTTY), number(0)];
+    let args = [Arg::from(terminal), Arg::from(libc::TIOCSCTTY), Arg::from(0)];
     process.call(libc::SYS_ioctl, &args)?.ok();
     Ok(())
-}
-
-fn number(value: i32) -> Arg {
-    Arg::from(i64::from(value).cast_unsigned())
 }
 
 fn set(process: &mut Process, terminal: i32, foreground: InsidePid) -> Result<(), Error> {
@@ -126,7 +122,7 @@ fn set(process: &mut Process, terminal: i32, foreground: InsidePid) -> Result<()
     // Injected calls run with all signals blocked, so a background process is not stopped for it (SIGTTOU).
     let call = batch.call(
         libc::SYS_ioctl,
-        &[number(terminal), Arg::from(libc::TIOCSPGRP), group.into()],
+        &[Arg::from(terminal), Arg::from(libc::TIOCSPGRP), group.into()],
     );
     process.run(&mut batch)?;
     match batch.result(call) {

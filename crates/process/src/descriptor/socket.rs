@@ -14,7 +14,7 @@ use super::options;
 use super::restore::Restore;
 use super::tables::Kind;
 use super::{netlink, tcp, tcp_make, udp, unix, unix_fit, unix_make};
-use crate::inject::{Arg, Batch};
+use crate::inject::Batch;
 use crate::stop::Process;
 
 /// What a socket is, as far as it can be carried.
@@ -137,7 +137,7 @@ fn evict(restore: &mut Restore<'_>, processes: &mut [Process]) -> Result<(), Err
             .iter()
             .filter(|slot| restore.evicted.contains(&slot.description));
         let calls: Vec<_> = closed
-            .map(|slot| batch.call(libc::SYS_close, &[Arg::from(i64::from(slot.fd).cast_unsigned())]))
+            .map(|slot| batch.call(libc::SYS_close, &[slot.fd.into()]))
             .collect();
         if calls.is_empty() {
             continue;

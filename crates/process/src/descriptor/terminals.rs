@@ -11,6 +11,7 @@ use super::external::Externals;
 use super::place::open_in_root;
 use super::tables::{Kind, Tables};
 use super::{borrow, pty, session};
+use crate::inject::Arg;
 use crate::stop::Process;
 
 /// Terminals that are there before the descriptors that lead to them. They have to live until those are restored: a
@@ -119,7 +120,7 @@ impl Source<'_> {
 
 /// Gives the controlling terminal up, which is one of these.
 fn leave(process: &mut Process, terminal: i32) -> Result<(), Error> {
-    let args = [borrow::number(terminal), libc::TIOCNOTTY.into()];
+    let args = [Arg::from(terminal), libc::TIOCNOTTY.into()];
     let left = process.call(libc::SYS_ioctl, &args)?;
     left.map(drop).map_err(|source| Error::Act {
         process: process.inside(),

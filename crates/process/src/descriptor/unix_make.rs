@@ -13,7 +13,7 @@ use deltabox_sys::socket::{Attachments, Credentials, bind, connect, int_option, 
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType, socket_with, socketpair};
 
-use super::borrow::{self, number};
+use super::borrow;
 use super::error::{Error, bad_state, making};
 use super::live::Live;
 use super::options::{self, Family};
@@ -24,6 +24,7 @@ use super::unix_fit::{is_abstract, queue_is_right, serves, sockets, state};
 use super::unix_name::{self, Way};
 use super::unix_queue::{self, Identity, Queued};
 use super::{unix_backlog, unix_renew};
+use crate::inject::Arg;
 use crate::stop::Process;
 
 /// Makes what is missing and puts everything into its wanted state.
@@ -263,10 +264,10 @@ impl<'r> Maker<'_, 'r> {
         };
         let mut batch = crate::inject::Batch::new();
         let pair = batch.output(8);
-        let flags = number(kind | libc::SOCK_CLOEXEC);
+        let flags = Arg::from(kind | libc::SOCK_CLOEXEC);
         let call = batch.call(
             libc::SYS_socketpair,
-            &[number(libc::AF_UNIX), flags, number(0), pair.into()],
+            &[Arg::from(libc::AF_UNIX), flags, Arg::from(0), pair.into()],
         );
         process.run(&mut batch)?;
         batch.result(call).map_err(|source: Errno| Error::Act {
@@ -287,7 +288,7 @@ impl<'r> Maker<'_, 'r> {
         };
         borrow::with_object(process, socket.as_fd(), None, |process, fd| {
             borrow::call(process, "listen on a unix socket", |batch| {
-                batch.call(libc::SYS_listen, &[number(fd), number(backlog as i32)])
+                batch.call(libc::SYS_listen, &[Arg::from(fd), Arg::from(backlog as i32)])
             })
         })
         .map(drop)
@@ -471,8 +472,8 @@ pub(super) fn connect_by(process: Option<&mut Process>, socket: &OwnedFd, way: &
     let call = |process: &mut Process, fd, address: &[u8]| {
         borrow::call(process, "connect a unix socket", |batch| {
             let bytes = batch.input(address);
-            let len = number(address.len() as i32);
-            batch.call(libc::SYS_connect, &[number(fd), bytes.into(), len])
+            let len = Arg::from(address.len() as i32);
+            batch.call(libc::SYS_connect, &[Arg::from(fd), bytes.into(), len])
         })
     };
     borrow::with_object(process, socket.as_fd(), None, |process, fd| match way {
